@@ -1,0 +1,319 @@
+"""The settings of a workspace: what they are, what they may be, and how they are read.
+
+Guarantees: a `Config` that exists is consistent; `dump_config` gives YAML that loads back to the
+same `Config`; a bad file or override is told in one line with the file, the line, the key, the
+value and what would be right. Importing this module loads no model library.
+
+Not guaranteed: that the models named exist or fit the machine (`models` says so), or that a
+package that a rule needs is installed (`separation`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from llm_unlearn.config_source import Written, apply_override, explain, read_yaml
+from llm_unlearn.retrieval.settings import StoreSettings
+from llm_unlearn.separation import SeparationPolicy
+
+FORMAT = 1
+_HEADER = "# Settings of llm-unlearn. A key left out has its default."
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("YAML reads yes, no, on and off as true and false; write a number")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_not_bool)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainingConfig(_Settings):
+    """How the corpus is divided and how the adapters learn. All of it is part of the recipe."""
+
+    shards: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        strict=True,
+        description="Disjoint parts of the corpus, one adapter each; more of them make a deletion "
+        "cheaper and each adapter know less.",
+    )
+    slices: int = Field(
+        default=3,
+        ge=1,
+        le=256,
+        strict=True,
+        description="Ordered parts of a shard with a checkpoint after each; a deletion retrains "
+        "only the slices from the touched one on.",
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**63 - 1,
+        strict=True,
+        description="With shard, slice and epoch it fixes every random choice.",
+    )
+    epochs: int = Field(
+        default=12,
+        ge=1,
+        strict=True,
+        description="How often a document is seen, counted in a shard without deletions.",
+    )
+    batch_size: int = Field(default=8, ge=1, strict=True, description="Documents in one step.")
+    learning_rate: Real = Field(
+        default=2e-3, gt=0, description="Peak of the schedule; 1e-4 to 5e-3 is usual for LoRA."
+    )
+    warmup: Real = Field(
+        default=0.05, ge=0, lt=1, description="Part of a slice's steps in which the rate rises."
+    )
+    weight_decay: Real = Field(
+        default=0.0, ge=0, description="AdamW's pull of the adapter towards zero."
+    )
+    max_tokens: int = Field(
+        default=512,
+        ge=8,
+        strict=True,
+        description="Longest piece of a document in one example; longer ones are cut into several.",
+    )
+    lora_rank: int = Field(
+        default=16,
+        ge=1,
+        strict=True,
+        description="Rank of the adapters: how much they hold.",
+    )
+    lora_alpha: int = Field(
+        default=32,
+        ge=1,
+        strict=True,
+        description="An adapter is scaled by alpha / rank.",
+    )
+    top_layers: int | None = Field(
+        default=10,
+        ge=1,
+        strict=True,
+        description="Adapt only so many of the last layers (faster); null adapts all of them.",
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="What the model computes in: bfloat16 or float32."
+    )
+    threads: int = Field(
+        default=2,
+        ge=1,
+        strict=True,
+        description="CPU threads; bits can depend on it.",
+    )
+    clip: Real = Field(default=1.0, gt=0, description="Longest gradient (L2 norm) of one step.")
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _learns(cls, value: float) -> float:
+        if value > 0.1:
+            raise ValueError(
+                "at a rate above 0.1 AdamW diverges and every adapter answers noise; "
+                "use 1e-4 to 5e-3"
+            )
+        return value
+
+
+class AnsweringConfig(_Settings):
+    """How a question finds the store, an adapter, or neither. Similarities are cosines."""
+
+    retrieve: int = Field(
+        default=3, ge=1, strict=True, description="Chunks of the store given to the model at most."
+    )
+    store_threshold: Real = Field(
+        default=0.35, ge=-1, le=1, description="A chunk less similar to the question is left out."
+    )
+    route_threshold: Real = Field(
+        default=0.55,
+        ge=-1,
+        le=1,
+        description="A question less similar to every training document reaches no adapter.",
+    )
+    route_neighbours: int = Field(
+        default=5, ge=1, strict=True, description="Nearest training documents that choose a shard."
+    )
+    max_new_tokens: int = Field(
+        default=64, ge=1, strict=True, description="Longest answer, in the model's tokens."
+    )
+    fallback: Literal["decline", "base"] = Field(
+        default="decline",
+        description="When neither knows: decline, or ask the base model without any context.",
+    )
+    decline_message: str = Field(
+        default="I have no document that answers this.",
+        description="What is said instead of an answer.",
+    )
+
+    @field_validator("decline_message")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError(
+                "an empty message leaves the asker without a word when there is no answer; "
+                "write one sentence"
+            )
+        return value
+
+
+class TakedownConfig(_Settings):
+    """Which other documents count as copies of the one that a demand names."""
+
+    near_duplicate: Real = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Jaccard similarity of word shingles that makes a near-duplicate.",
+    )
+    noisy: Real = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the longer text's letters in shared passages that makes a "
+        "near-duplicate, such as a scan with errors.",
+    )
+    containment: Real = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Share of the shorter text within the longer one that makes a quotation.",
+    )
+    quotation_words: int = Field(
+        default=30,
+        ge=8,
+        strict=True,
+        description="So many words in a row in common are a quotation, wherever they stand.",
+    )
+    paraphrase: Real = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Cosine that makes a document one to review; never deleted by itself.",
+    )
+    shingle_words: int = Field(
+        default=4, ge=1, le=32, strict=True, description="Words in one shingle."
+    )
+
+
+class Config(_Settings):
+    """All settings of a workspace."""
+
+    version: int = Field(default=FORMAT, strict=True, description="Format of this file.")
+    model: str = Field(
+        default="packaged:smollm2-135m-instruct",
+        min_length=1,
+        description="Base model: packaged:NAME, a local directory, or a hub id.",
+    )
+    embedder: str = Field(
+        default="packaged:all-minilm-l6-v2",
+        min_length=1,
+        description="Sentence-transformers model: packaged:NAME, a local directory, or a hub id.",
+    )
+    separation: SeparationPolicy = Field(
+        default=SeparationPolicy(),
+        description="Which document is trained on, retrievable, or refused.",
+    )
+    retrieval: StoreSettings = Field(
+        default=StoreSettings(), description="How the store cuts and searches text."
+    )
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="How the corpus is divided and learned."
+    )
+    answering: AnsweringConfig = Field(
+        default=AnsweringConfig(), description="How a question is answered."
+    )
+    takedown: TakedownConfig = Field(
+        default=TakedownConfig(), description="What counts as a copy of a demanded text."
+    )
+
+    @field_validator("version")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        if value != FORMAT:
+            raise ValueError(
+                f"this package reads format {FORMAT} and would misread another; "
+                f"install the llm-unlearn that wrote the file, or write version: {FORMAT} and "
+                "check every key"
+            )
+        return value
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file, with defaults for what it leaves out and overrides on top.
+
+    An override is `a.b=value`, the value in YAML. With no path, the defaults and the overrides.
+
+    Raises:
+        InputError: the file cannot be read, or a key or value is wrong: one line for the first in
+            the file, saying how many more there are.
+    """
+    written = Written() if path is None else read_yaml(path)
+    for rank, override in enumerate(overrides):
+        apply_override(written, override, rank)
+    try:
+        return Config.model_validate(written.values)
+    except ValidationError as error:
+        raise explain(error, written, Config) from error
+
+
+def dump_config(config: Config) -> str:
+    """The settings as commented YAML that `load_config` reads back to the same `Config`."""
+    return "\n".join([_HEADER, *_dump(config, "")]) + "\n"
+
+
+def _dump(settings: BaseModel, indent: str) -> list[str]:
+    lines: list[str] = []
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel) and not indent:
+            lines.append("")
+        for line in textwrap.wrap(info.description or "", 96 - len(indent)):
+            lines.append(f"{indent}# {line}")
+        if isinstance(value, BaseModel):
+            lines += [f"{indent}{name}:", *_dump(value, indent + "  ")]
+        else:
+            lines += [indent + line for line in _plain(name, value).split("\n")]
+    return lines
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes every line break: PyYAML writes some (U+0085) raw, and reads them as others."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if len(data.splitlines()) > 1 or data[-1:].isspace() else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _plain(name: str, value: Any) -> str:
+    several = isinstance(value, tuple)
+    if several:
+        value = [
+            item.model_dump(mode="json", exclude_defaults=True)
+            if isinstance(item, BaseModel)
+            else item
+            for item in value
+        ]
+    text = yaml.dump(
+        {name: value},
+        Dumper=_Dumper,
+        allow_unicode=True,
+        default_flow_style=None if several else False,
+        sort_keys=False,
+        width=92,
+    )
+    return str(text).removesuffix("\n")

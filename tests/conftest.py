@@ -1,0 +1,37 @@
+"""Shared by all tests: tiny models are written once, models load once, threads are pinned."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))  # `tiny` is shared by several test folders
+
+
+@pytest.fixture(scope="session")
+def tiny_references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of the tiny models by kind: llama, gpt2, qwen, embedder."""
+    from tiny import tiny_embedder, tiny_model
+
+    folder = tmp_path_factory.mktemp("models")
+    found = {
+        "llama": tiny_model(folder / "llama", "llama"),
+        "gpt2": tiny_model(folder / "gpt2", "gpt2"),
+        "qwen": tiny_model(folder / "qwen", "qwen"),
+    }
+    found["embedder"] = tiny_embedder(folder / "embedder")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests share two cores with each other; one thread each is the quickest for all."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
