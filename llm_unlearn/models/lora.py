@@ -1,0 +1,127 @@
+"""One base model in memory, any number of LoRA adapters over it, one at a time in place.
+
+Guarantees: the adapter's weights are float32 whatever the base; a fresh adapter depends on its seed
+only; adapters written out load in PEFT unchanged (Hu et al. 2021, arXiv 2106.09685). Which adapter is
+in place is state of the host: callers load before they use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.causal import CausalModel
+from llm_unlearn.models.layers import decoder, linear_names, uses_transposed_weights
+
+AdapterState = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Which layers carry an adapter and how wide it is; `top_layers=None` means all of them."""
+
+    rank: int = 16
+    alpha: int = 32
+    top_layers: int | None = None
+
+
+class AdapterHost:
+    """A base model with LoRA maps in its top layers.
+
+    Args:
+        base: the base model; its linear layers are wrapped in place.
+        shape: rank, scale and depth of the adapter.
+
+    Raises:
+        InputError: more adapted layers asked for than the model has.
+    """
+
+    def __init__(self, base: CausalModel, shape: LoraShape) -> None:
+        found = decoder(base.model)
+        count = len(found.layers)
+        top = count if shape.top_layers is None else shape.top_layers
+        if not 1 <= top <= count:
+            raise InputError(
+                f"training.top_layers is {top}, but {base.reference} has {count} layers.",
+                f"Choose 1 to {count}, or null for all.",
+            )
+        self.base = base
+        self.shape = shape
+        self.first_layer = count - top
+        self.layers = found.layers
+        transposed = uses_transposed_weights(found.layers)
+        self.config = LoraConfig(
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            target_modules=linear_names(found.layers),
+            layers_to_transform=list(range(self.first_layer, count)),
+            layers_pattern=found.name,
+            lora_dropout=0.0,
+            bias="none",
+            fan_in_fan_out=transposed,
+            task_type="CAUSAL_LM",
+        )
+        with warnings.catch_warnings():
+            # peft still reads a name that transformers 5 has renamed; nothing a user can act on
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            self.model = get_peft_model(base.model, self.config)
+        self.model.eval()
+        self._parameters: dict[str, nn.Parameter] = {
+            name.replace(".default", ""): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.float()
+        saved = set(get_peft_model_state_dict(self.model))
+        if saved != set(self._parameters):
+            raise AssertionError("the adapter's own names differ from those PEFT saves")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the adapter's tensors, sorted, as PEFT saves them."""
+        return sorted(self._parameters)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors in the order of `names`."""
+        return [self._parameters[name] for name in self.names]
+
+    def fresh(self, seed: bytes) -> AdapterState:
+        """A new adapter: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero; a function of the seed."""
+        state: AdapterState = {}
+        for name in self.names:
+            shape = self._parameters[name].shape
+            tensor = torch.zeros(shape, dtype=torch.float32)
+            if ".lora_A." in name:
+                generator = torch.Generator().manual_seed(
+                    int.from_bytes(hashlib.sha256(seed + name.encode()).digest()[:7], "big")
+                )
+                bound = math.sqrt(6.0 / (6.0 * shape[1]))
+                tensor.uniform_(-bound, bound, generator=generator)
+            state[name] = tensor
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put an adapter in place, copying its values."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state[name])
+
+    def state(self) -> AdapterState:
+        """A copy of the adapter in place, float32 on the CPU."""
+        return {name: self._parameters[name].detach().to("cpu").clone() for name in self.names}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base model alone, without a second copy in memory."""
+        with self.model.disable_adapter():
+            yield
