@@ -1,0 +1,1 @@
+"""The main job on packaged models, from a corpus written for it."""
