@@ -1,0 +1,1 @@
+"""Published benchmarks: loaders for their files, and their scores as published."""

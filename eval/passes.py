@@ -1,0 +1,403 @@
+"""One teacher-forced forward pass a text, shared by every memorization and membership probe.
+
+Guarantees: which tokens are answer tokens is decided by character offsets in the whole string,
+never by tokenizing the prompt alone, so a token that straddles the boundary is scored and no other
+prompt token is; padding is masked by length, never by token id, so a pad token equal to the end
+token masks nothing real; the last token of a text is scored; logits are reduced batch by batch and
+never kept.
+
+It does not guarantee the same bits for another batch size: right padding cannot reach a real token
+of a causal model, but matrix products of other shapes round differently, so values agree only to
+float noise (about 1e-6 in float32, 1e-2 in bfloat16). A text longer than the model's context is
+refused, not cut.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm_unlearn.errors import InputError
+
+# Rows of logits reduced at a time: bounds the float32 temporaries beside the logits themselves.
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text as a model sees it.
+
+    Attributes:
+        ids: the token ids, special tokens included.
+        mask: for each token, whether it is a target to be scored; the first never is, since nothing
+            comes before it.
+        spans: for each token, its characters `[start, end)` in the whole string; `(0, 0)` for a
+            token that stands for no character.
+    """
+
+    ids: list[int]
+    mask: list[bool]
+    spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a next token is drawn: `temperature` first, then the `top_k` likeliest (None = all).
+
+    Raises:
+        InputError: a temperature that is not above 0, a `top_k` below 1.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature {self.temperature} is not above 0.", "For greedy, use `hit`."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k {self.top_k} is below 1.", "Give None to keep all tokens.")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What one pass says of each target token of one text; every array has one entry a target.
+
+    Attributes:
+        positions: int64, index of the target in the ids.
+        ids: int64, the target itself.
+        logp: float32, natural log-probability of the target given all tokens before it.
+        hit: bool, whether greedy decoding would choose the target (ties go as in `torch.argmax`).
+        rank: int64, number of tokens with a strictly larger logit; 0 is the top.
+        mean: float32, expectation of log p(z) for z drawn from the model at that position, that is
+            minus the entropy in nats (the mu of Min-K%++).
+        std: float32, standard deviation of log p(z) under the same distribution.
+        sampled: float32 (schemes, targets), log-probability of the target under each `Sampling`;
+            -inf where the scheme can never draw it.
+    """
+
+    positions: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    logp: NDArray[np.float32]
+    hit: NDArray[np.bool_]
+    rank: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    sampled: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+
+def encode_spans(
+    tokenizer: Any,
+    texts: Sequence[str],
+    targets: Sequence[tuple[int, int]],
+    *,
+    special_tokens: bool = True,
+) -> list[Encoded]:
+    """Encode each text; its targets are the tokens that hold a character of `targets[i]`.
+
+    Args:
+        tokenizer: a fast (offset-giving) Hugging Face tokenizer.
+        texts: the whole strings.
+        targets: for each, the characters `[start, end)` to be scored.
+        special_tokens: whether the tokenizer adds its own (a chat template already holds them).
+
+    Raises:
+        InputError: the tokenizer gives no offsets, or a text has no token to be scored.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets.",
+            "Load it with use_fast=True.",
+        )
+    if len(texts) != len(targets):
+        raise InputError(f"{len(texts)} texts but {len(targets)} targets.", "Give one a text.")
+    if not texts:
+        return []
+    batch = tokenizer(
+        list(texts),
+        add_special_tokens=special_tokens,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        truncation=False,
+        padding=False,
+    )
+    encoded = []
+    for i, (start, end) in enumerate(targets):
+        ids = [int(t) for t in batch["input_ids"][i]]
+        spans = [(int(a), int(b)) for a, b in batch["offset_mapping"][i]]
+        mask = [a < end and b > max(start, a) for a, b in spans]
+        if mask:
+            mask[0] = False
+        if not any(mask):
+            raise InputError(
+                f"text {i} has no token to score in characters {start} to {end}.",
+                "Give a text of at least two tokens, or a prompt before it.",
+            )
+        encoded.append(Encoded(ids, mask, spans))
+    return encoded
+
+
+def encode_pairs(
+    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, special_tokens: bool = True
+) -> list[Encoded]:
+    """Encode `prompt + answer` as one string; the tokens that hold answer characters are targets.
+
+    Nothing is put between the two: the caller's prompt ends as it should (with a blank, a line end,
+    a chat header). With an empty prompt this scores a whole text, except for its first token if the
+    tokenizer puts none before it.
+    """
+    return encode_spans(
+        tokenizer,
+        [prompt + answer for prompt, answer in pairs],
+        [(len(prompt), len(prompt) + len(answer)) for prompt, answer in pairs],
+        special_tokens=special_tokens,
+    )
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
+    """Encode whole texts, every token that has one before it being a target."""
+    return encode_pairs(tokenizer, [("", text) for text in texts])
+
+
+def encode_chats(
+    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, system: str | None = None
+) -> list[Encoded]:
+    """Encode (question, answer) through the tokenizer's chat template; the answer is the target.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template does not hold the answer
+            (many strip white space at its ends: strip it first).
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template.", "Use encode_pairs.")
+    texts: list[str] = []
+    targets: list[tuple[int, int]] = []
+    head = [] if system is None else [{"role": "system", "content": system}]
+    for question, answer in pairs:
+        messages = [
+            *head,
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        # The answer is the last thing said: what follows it is only the template's own ending.
+        start = text.rfind(answer)
+        if not answer or start < 0:
+            raise InputError(
+                f"the chat template does not keep the answer {answer[:40]!r} as it is.",
+                "Strip white space at its ends, or use encode_pairs.",
+            )
+        texts.append(text)
+        targets.append((start, start + len(answer)))
+    return encode_spans(tokenizer, texts, targets, special_tokens=False)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off inside the block and leave the model as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_inputs(
+    model: Any, input_ids: Sequence[Sequence[int]], loss_mask: Sequence[Sequence[bool]]
+) -> int:
+    """Refuse what would be scored wrongly; returns the model's vocabulary size.
+
+    Raises:
+        InputError: lengths differ, a first token is masked in, an id is outside the vocabulary, a
+            text is empty or longer than the model's context.
+    """
+    if len(input_ids) != len(loss_mask):
+        raise InputError(
+            f"{len(input_ids)} texts but {len(loss_mask)} masks.", "Give one mask a text."
+        )
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    limit = getattr(config, "max_position_embeddings", None)
+    for i, (ids, mask) in enumerate(zip(input_ids, loss_mask, strict=True)):
+        if len(ids) != len(mask):
+            raise InputError(
+                f"text {i} has {len(ids)} ids but {len(mask)} mask entries.", "Give one a token."
+            )
+        if not ids:
+            raise InputError(f"text {i} has no tokens.", "Leave empty texts out.")
+        if mask[0]:
+            raise InputError(
+                f"text {i} asks for its first token, which nothing comes before.",
+                "Put a start token before it, or set mask[0] to False.",
+            )
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise InputError(
+                f"text {i} holds a token id outside 0..{vocabulary - 1}.",
+                "Encode it with the model's own tokenizer.",
+            )
+        if limit is not None and len(ids) > limit:
+            raise InputError(
+                f"text {i} has {len(ids)} tokens, the model's context {limit}.",
+                "Cut it into windows first.",
+            )
+    return vocabulary
+
+
+def _keeps_logits(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _batches(lengths: Sequence[int], batch_size: int, rows: int) -> Iterator[list[int]]:
+    """Indices by falling length: at most `batch_size` texts, and `rows` tokens with padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def score_tokens(
+    model: Any,
+    input_ids: Sequence[Sequence[int]],
+    loss_mask: Sequence[Sequence[bool]],
+    batch_size: int = 8,
+    *,
+    sampling: Sequence[Sampling] = (),
+    logits_budget: int = 1 << 26,
+) -> list[TokenScores]:
+    """Score every masked token of every text, one forward pass a text.
+
+    Args:
+        model: any Hugging Face causal language model, or a PEFT model around one.
+        input_ids: token ids of each text, unpadded.
+        loss_mask: for each, which tokens are targets; a mask with none is allowed.
+        batch_size: most texts a batch.
+        sampling: further ways of drawing under which the targets are scored in the same pass.
+        logits_budget: most logits (float32 numbers) held at once, unless one text alone needs more.
+
+    Returns:
+        One `TokenScores` a text, in the order given.
+
+    Raises:
+        InputError: see `check_inputs`; or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} is below 1.", "Give 1 or more.")
+    vocabulary = check_inputs(model, input_ids, loss_mask)
+    targets = [np.flatnonzero(np.asarray(m, dtype=bool)).astype(np.int64) for m in loss_mask]
+    device = next(model.parameters()).device
+    keeps = _keeps_logits(model)
+    results: dict[int, TokenScores] = {}
+    lengths = [len(ids) for ids in input_ids]
+    with evaluating(model), torch.inference_mode():
+        for batch in _batches(lengths, batch_size, max(1, logits_budget // vocabulary)):
+            longest = max(len(input_ids[i]) for i in batch)
+            ids = torch.zeros((len(batch), longest), dtype=torch.long)
+            attention = torch.zeros((len(batch), longest), dtype=torch.long)
+            for row, i in enumerate(batch):
+                ids[row, : len(input_ids[i])] = torch.tensor(list(input_ids[i]))
+                attention[row, : len(input_ids[i])] = 1
+            # The logits at position p - 1 speak of the token at p.
+            wanted = np.unique(np.concatenate([targets[i] - 1 for i in batch]))
+            if not len(wanted):
+                for i in batch:
+                    results[i] = _empty(len(sampling))
+                continue
+            extra = {"logits_to_keep": torch.from_numpy(wanted).to(device)} if keeps else {}
+            out = model(
+                input_ids=ids.to(device),
+                attention_mask=attention.to(device),
+                use_cache=False,
+                **extra,
+            )
+            logits = out.logits  # (batch, wanted or longest, vocabulary)
+            for row, i in enumerate(batch):
+                where = np.searchsorted(wanted, targets[i] - 1) if keeps else targets[i] - 1
+                chosen = ids[row, torch.from_numpy(targets[i])]
+                results[i] = _reduce(logits[row], where, chosen, targets[i], sampling)
+            del out, logits
+    return [results[i] for i in range(len(input_ids))]
+
+
+def score_encoded(
+    model: Any,
+    encoded: Sequence[Encoded],
+    batch_size: int = 8,
+    *,
+    sampling: Sequence[Sampling] = (),
+) -> list[TokenScores]:
+    """`score_tokens` on what `encode_pairs`, `encode_texts` or `encode_chats` return."""
+    return score_tokens(
+        model, [e.ids for e in encoded], [e.mask for e in encoded], batch_size, sampling=sampling
+    )
+
+
+def _empty(schemes: int) -> TokenScores:
+    whole = np.zeros(0, np.int64)
+    real = np.zeros(0, np.float32)
+    return TokenScores(
+        whole, whole, real, np.zeros(0, bool), whole, real, real, np.zeros((schemes, 0), np.float32)
+    )
+
+
+def _reduce(
+    logits: torch.Tensor,  # (positions, vocabulary)
+    where: NDArray[np.int64],
+    chosen: torch.Tensor,  # (targets,)
+    positions: NDArray[np.int64],
+    sampling: Sequence[Sampling],
+) -> TokenScores:
+    """Turn the logits of one text into one number a target, `_ROWS` rows at a time."""
+    n = len(where)
+    logp, mean, std = (np.empty(n, np.float32) for _ in range(3))
+    hit = np.empty(n, bool)
+    rank = np.empty(n, np.int64)
+    sampled = np.empty((len(sampling), n), np.float32)
+    for start in range(0, n, _ROWS):
+        part = slice(start, min(n, start + _ROWS))
+        index = torch.from_numpy(where[part]).to(logits.device)
+        raw = logits.index_select(0, index).float()  # (rows, vocabulary)
+        target = chosen[part].to(logits.device)[:, None]  # (rows, 1)
+        own = raw.gather(1, target)  # (rows, 1)
+        rank[part] = (raw > own).sum(1).cpu().numpy()
+        hit[part] = (raw.argmax(1) == target[:, 0]).cpu().numpy()
+        for s, scheme in enumerate(sampling):
+            sampled[s, part] = _drawn(raw, own, scheme).cpu().numpy()
+        log_all = torch.log_softmax(raw, dim=1)
+        logp[part] = log_all.gather(1, target)[:, 0].cpu().numpy()
+        weights = log_all.exp()
+        mu = torch.nan_to_num(weights * log_all, nan=0.0).sum(1)
+        spread = torch.nan_to_num(weights * (log_all - mu[:, None]).square(), nan=0.0).sum(1)
+        mean[part] = mu.cpu().numpy()
+        std[part] = spread.sqrt().cpu().numpy()
+    return TokenScores(
+        positions, chosen.cpu().numpy().astype(np.int64), logp, hit, rank, mean, std, sampled
+    )
+
+
+def _drawn(raw: torch.Tensor, own: torch.Tensor, scheme: Sampling) -> torch.Tensor:
+    """Log-probability (rows,) of the target logit `own` (rows, 1) when drawn by `scheme`."""
+    scaled, mine = raw / scheme.temperature, own[:, 0] / scheme.temperature
+    if scheme.top_k is None or scheme.top_k >= raw.shape[1]:
+        return mine - scaled.logsumexp(1)
+    # As in transformers, every token tied with the k-th is kept.
+    least = scaled.topk(scheme.top_k, dim=1).values[:, -1]
+    total = scaled.masked_fill(scaled < least[:, None], -torch.inf).logsumexp(1)
+    return torch.where(mine >= least, mine - total, torch.full_like(mine, -torch.inf))

@@ -1,0 +1,197 @@
+"""Train one stage of one shard: from a checkpoint and the slices so far to the next checkpoint.
+
+Guarantees: the result is a pure function of (base model, settings, start, slices, seed): batches are
+cut inside a slice, their order comes from (seed, epoch), the learning rate restarts with each stage and
+depends on that stage's own number of steps. No dropout. Float32 master weights; matrix products in the
+base model's dtype. Assumes the thread count pinned by the recipe is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from llm_unlearn.models.chat import Example
+from llm_unlearn.models.lora import AdapterHost, AdapterState
+from llm_unlearn.models.prefix import lower_states, upper_part
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage trains: passes over its slices, batch size, AdamW and its schedule."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that the next stage needs: the adapter and AdamW's moments and step.
+
+    `moments` maps `exp_avg.NAME` and `exp_avg_sq.NAME` to float32 tensors shaped like the adapter's
+    (empty before the first step). Random numbers need no state: each stage is seeded anew.
+    """
+
+    adapter: AdapterState
+    moments: Mapping[str, Tensor]
+    step: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids (B, T) right-padded, targets (B, T) with -100 where nothing is predicted, states."""
+
+    ids: Tensor
+    targets: Tensor
+    hidden: Tensor | None
+    tokens: int
+
+
+def cut_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Indices of one slice's examples in batches: by length, then by the given (keyed) order."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def train_stage(
+    host: AdapterHost,
+    start: TrainState,
+    slices: Sequence[Sequence[Example]],
+    settings: StageSettings,
+    seed: bytes,
+    on_step: Callable[[float, int], None] | None = None,
+) -> TrainState:
+    """Train over all the given slices (SISA: stage i sees slices 1 to i).
+
+    Args:
+        slices: examples in their keyed order, one sequence a slice; none empty.
+        seed: decides the order of batches, nothing else.
+        on_step: called after each optimizer step with its loss and number of real tokens.
+
+    Returns:
+        A new state; `start` is not changed.
+    """
+    batches = [
+        _collate(host, [part[i] for i in chosen])
+        for part in slices
+        for chosen in cut_batches(part, settings.batch_size)
+    ]
+    host.load(start.adapter)
+    optimizer = torch.optim.AdamW(
+        host.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        foreach=True,
+    )
+    _restore(optimizer, host, start)
+    total = settings.epochs * len(batches)
+    autocast = (
+        torch.autocast(host.base.device.type, dtype=torch.bfloat16)
+        if host.base.model.dtype == torch.bfloat16
+        else contextlib.nullcontext()
+    )
+    done = 0
+    with upper_part(host.layers, host.first_layer) as entering:
+        for epoch in range(settings.epochs):
+            shuffled = list(batches)
+            random.Random(hashlib.sha256(seed + epoch.to_bytes(4, "big")).digest()).shuffle(
+                shuffled
+            )
+            for batch in shuffled:
+                rate = settings.learning_rate * schedule(done, total, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                entering[:] = [] if batch.hidden is None else [batch.hidden]
+                with autocast:
+                    loss = _loss(host, batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(host.parameters(), settings.clip)
+                optimizer.step()
+                done += 1
+                if on_step is not None:
+                    on_step(float(loss.detach()), batch.tokens)
+    return _capture(optimizer, host, start.step + done)
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """The learning rate's factor: linear up over `warmup` of the stage, linear down to a tenth.
+
+    >>> [round(schedule(i, 10, 0.2), 2) for i in range(10)]
+    [0.5, 1.0, 1.0, 0.89, 0.78, 0.66, 0.55, 0.44, 0.33, 0.21]
+    """
+    rising = max(1, int(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 1.0 - 0.9 * (step - rising) / max(1, total - rising)
+
+
+def _collate(host: AdapterHost, examples: Sequence[Example]) -> Batch:
+    width = max(len(e.ids) for e in examples)
+    ids = torch.zeros((len(examples), width), dtype=torch.long)
+    targets = torch.full((len(examples), width), -100, dtype=torch.long)
+    states: list[Tensor] = []
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        predicted = torch.tensor(example.loss)
+        targets[row, :length][predicted] = ids[row, :length][predicted]
+        if host.first_layer > 0:
+            states.append(lower_states(host.model, host.layers, host.first_layer, example.ids))
+    hidden = None
+    if states:
+        hidden = torch.zeros((len(states), width, states[0].shape[-1]), dtype=states[0].dtype)
+        for row, state in enumerate(states):
+            hidden[row, : state.shape[0]] = state
+    device = host.base.device
+    return Batch(
+        ids.to(device),
+        targets.to(device),
+        None if hidden is None else hidden.to(device),
+        sum(len(e.ids) for e in examples),
+    )
+
+
+def _loss(host: AdapterHost, batch: Batch) -> Tensor:
+    """Mean cross-entropy over the predicted tokens; the LM head runs only from the first of them."""
+    predicted = (batch.targets != -100).any(dim=0).nonzero()  # columns with loss
+    first = int(predicted[0]) if len(predicted) else 1
+    keep = torch.arange(first - 1, batch.ids.shape[1] - 1, device=batch.ids.device)
+    # right padding under a causal mask: no attention mask is needed for the real tokens
+    logits = host.model(
+        input_ids=batch.ids, use_cache=False, logits_to_keep=keep
+    ).logits  # (B, K, V)
+    targets = batch.targets[:, first:]  # (B, K)
+    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def _restore(optimizer: torch.optim.AdamW, host: AdapterHost, start: TrainState) -> None:
+    if not start.moments:
+        return
+    for name, parameter in zip(host.names, host.parameters(), strict=True):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(start.step)),
+            "exp_avg": start.moments[f"exp_avg.{name}"].clone().to(parameter.device),
+            "exp_avg_sq": start.moments[f"exp_avg_sq.{name}"].clone().to(parameter.device),
+        }
+
+
+def _capture(optimizer: torch.optim.AdamW, host: AdapterHost, step: int) -> TrainState:
+    moments: dict[str, Tensor] = {}
+    for name, parameter in zip(host.names, host.parameters(), strict=True):
+        for kind in ("exp_avg", "exp_avg_sq"):
+            moments[f"{kind}.{name}"] = optimizer.state[parameter][kind].detach().cpu().clone()
+    return TrainState(host.state(), moments, step)

@@ -1,0 +1,168 @@
+"""The live documents of a vault in memory, kept up to date: index, access attributes, metadata.
+
+Guarantees: after `refresh`, what is here is exactly what the vault held at one moment after the
+call; a record whose key is destroyed is not here even while its row still stands. It is not
+thread-safe and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_unlearn.errors import Damaged
+from llm_unlearn.retrieval import parts
+from llm_unlearn.retrieval.index import Entry, Floats, Kind, VectorIndex
+from llm_unlearn.retrieval.vault import Record, Vault
+from llm_unlearn.retrieval.visibility import Attribute, Test, combine
+
+_LOAD = 512  # documents decrypted at a time
+Found = tuple[float, Entry, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is kept beside a document's rows. `spans` (n, 2): characters of each chunk."""
+
+    record: Record
+    changed: int  # the vault version that wrote the record
+    meta: parts.Meta
+    spans: NDArray[np.uint32]
+
+
+class LiveIndex:
+    """The live records of one fate.
+
+    Args:
+        vault: to read from.
+        fate: which records.
+        dim: length of the vectors.
+        kind: of the index.
+        default_group: who may see a document without groups.
+    """
+
+    def __init__(self, vault: Vault, fate: str, dim: int, kind: Kind, default_group: str) -> None:
+        self._vault = vault
+        self._fate = fate
+        self._default = (default_group,)
+        self._change = -1
+        self._version = -1
+        self._keyless: set[bytes] = set()  # live rows whose key is destroyed: deleted already
+        self.index = VectorIndex(dim, kind)
+        names = ("acl", "subject", "source", "license", "tags")
+        self.attributes = {name: Attribute() for name in names}
+
+    def refresh(self) -> None:
+        """Become what the vault holds now; cheap when nothing was committed since.
+
+        Raises:
+            Damaged: a live record does not decrypt, or the rows are not what was written.
+        """
+        change = self._vault.database.change()
+        while change != self._change:
+            version = self._vault.version()
+            if version != self._version:
+                self._apply()
+            # Only a state read whole, with no commit in between, counts as seen.
+            after = self._vault.database.change()
+            if after == change:
+                self._change, self._version = change, version
+            change = after
+
+    def moved(self) -> bool:
+        """Whether anything was committed since the last `refresh`."""
+        return self._vault.database.change() != self._change
+
+    def search(self, query: Floats, k: int, tests: Mapping[str, Test]) -> list[Found]:
+        """The `k` best chunks whose document passes every test."""
+        mask = combine(self.attributes, tests, len(self.index.numbers))
+        return self.index.search(query, k, mask)
+
+    def drop_destroyed(self, entries: Collection[Entry]) -> bool:
+        """Take out those whose key is gone while their row still stands; whether any was."""
+        keys = self._vault.keyring.keys([entry.note.record.slot for entry in entries])
+        gone = [e.handle for e, key in zip(entries, keys, strict=True) if key is None]
+        self._remove(gone)
+        return bool(gone)
+
+    def canonical(self) -> Iterator[bytes]:
+        """Records, parts and index rows of every document, by handle; nothing of their history."""
+        for entry in self.index.entries():
+            record: Record = entry.note.record
+            yield b"".join((record.handle, record.subject, record.source, record.content))
+            yield f"{record.fate} {record.generation}".encode()
+            for name in self._vault.part_names(record):
+                data = self._vault.read(record, name)
+                yield name.encode() + len(data).to_bytes(8, "little") + data
+            yield self.index.vectors(entry).tobytes() + self.index.codes(entry)
+
+    def forget(self, handles: Collection[bytes]) -> None:
+        """Take out documents that the caller has just deleted: sooner than `refresh` would."""
+        self._remove([handle for handle in handles if handle in self.index])
+
+    def _apply(self) -> None:
+        if self._version < 0:
+            self._vault.verify_rows()
+        fresh, gone, live = self._vault.changes(self._fate, self._version)
+        self._replace(fresh, gone)
+        if len(self.index) + len(self._keyless) != live or self._keyless:
+            # Rows were removed by someone else: compare everything.
+            versions = self._vault.versions(self._fate)
+            stale = {
+                entry.handle
+                for entry in self.index.entries()
+                if versions.get(entry.handle) != entry.note.changed
+            }
+            missing = {h: v for h, v in versions.items() if h not in self.index or h in stale}
+            self._keyless.clear()
+            self._replace(missing, stale)
+
+    def _replace(self, fresh: Mapping[bytes, int], gone: Collection[bytes]) -> None:
+        self._remove([handle for handle in (*gone, *fresh) if handle in self.index])
+        handles = sorted(fresh)
+        for start in range(0, len(handles), _LOAD):
+            self._load(handles[start : start + _LOAD], fresh)
+            if start == 0 and len(handles) > _LOAD:
+                # Handles are random, so the first documents tell how many chunks the rest have.
+                self.index.reserve(int(1.05 * self.index.chunks * len(handles) / _LOAD))
+
+    def _load(self, handles: Sequence[bytes], versions: Mapping[bytes, int]) -> None:
+        change = self._vault.database.change()
+        found = self._vault.find_many(handles)
+        records = [found[handle] for handle in handles if handle in found]
+        try:
+            metas = self._vault.read_live(records, "meta")
+            packs = self._vault.read_live(records, "vectors")
+        except Damaged:
+            if self._vault.database.change() == change:
+                raise
+            return  # a writer came in between; `refresh` looks again
+        items: list[tuple[bytes, object, Floats]] = []
+        for record, meta, packed in zip(records, metas, packs, strict=True):
+            if meta is None or packed is None:
+                self._keyless.add(record.handle)
+                continue
+            spans, vectors = parts.unpack_vectors(packed)
+            if vectors.shape[1] != self.index.dim:
+                raise Damaged(f"a record has vectors of length {vectors.shape[1]}.")
+            note = Note(record, versions[record.handle], parts.unpack_meta(meta), spans)
+            items.append((record.handle, note, vectors))
+        self.index.add(items)
+        for handle, _, _ in items:
+            entry = self.index.get(handle)
+            assert entry is not None
+            meta = entry.note.meta
+            groups = frozenset(meta.acl or self._default)
+            for name, attribute in self.attributes.items():
+                attribute.put(entry.number, groups if name == "acl" else getattr(meta, name))
+
+    def _remove(self, handles: Sequence[bytes]) -> None:
+        for handle in handles:
+            entry = self.index.get(handle)
+            if entry is not None:
+                for attribute in self.attributes.values():
+                    attribute.drop(entry.number)
+        self.index.remove(handles)

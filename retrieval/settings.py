@@ -1,0 +1,31 @@
+"""What a store needs to know besides its documents. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StoreSettings(BaseModel):
+    """Settings of a store. The chunk settings are part of its recipe, since chunks decide vectors.
+
+    `index`: `flat` (float32) and `flat16` (half precision) find the exact nearest chunks; `rabitq`
+    (one bit a coordinate, the best candidates re-scored exactly) misses about one in two hundred of
+    the nearest ten and is several times faster from some ten thousand chunks on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chunk_tokens: int = Field(default=120, ge=8, le=8192)
+    chunk_overlap: int = Field(default=20, ge=0)
+    default_group: str = Field(default="staff", min_length=1)
+    index: Literal["rabitq", "flat", "flat16"] = "rabitq"
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.chunk_overlap >= self.chunk_tokens:
+            raise ValueError(
+                f"chunk_overlap {self.chunk_overlap} must be below chunk_tokens {self.chunk_tokens}"
+            )
+        return self

@@ -1,0 +1,514 @@
+"""The store: a vault and an index over it; what retrieval searches. Knows no language model.
+
+Guarantees: a search sees every write committed before it by any process, deletions first of all;
+its answer is a pure function of (settings, embedder, live documents), equal to that of a store that
+never had the deleted ones; groups and filters apply inside the search, so a caller gets a full list
+of what they may see and nothing else; a hit's text is decrypted from the vault at the moment of the
+answer, so that a destroyed key ends it. Everything on disk is ciphertext. It does not protect the
+memory of a running process, which holds vectors and metadata in the clear.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from llm_unlearn.documents import Document
+from llm_unlearn.errors import (
+    AccessDenied,
+    Damaged,
+    InputError,
+    NotFound,
+    RecipeMismatch,
+    WorkspaceMissing,
+)
+from llm_unlearn.files import os_errors
+from llm_unlearn.retrieval import embedding, parts
+from llm_unlearn.retrieval.audit import check_record
+from llm_unlearn.retrieval.database import Database
+from llm_unlearn.retrieval.embedding import Embedder, Floats
+from llm_unlearn.retrieval.keyring import Keyring
+from llm_unlearn.retrieval.live import Found, LiveIndex, Note
+from llm_unlearn.retrieval.lock import WriterLock
+from llm_unlearn.retrieval.prepare import Preparer, Span
+from llm_unlearn.retrieval.roots import RootKey
+from llm_unlearn.retrieval.settings import StoreSettings
+from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
+from llm_unlearn.retrieval.visibility import Test, any_of
+
+__all__ = ["Embedder", "Hit", "Store"]
+
+DATABASE = "workspace.db"
+_BATCH_BYTES = 1 << 23  # packed parts per transaction while adding
+_MOST = 1000  # hits per search
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One chunk that answers. `score` is the cosine, exact in float64, in [-1, 1]."""
+
+    handle: bytes
+    subject_mark: bytes
+    document: str
+    subject: str
+    source: str
+    license: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+class Store:
+    """The retrievable documents of a vault. Thread-safe.
+
+    Standalone, build it with `create` or `open`; inside a workspace, with the workspace's vault.
+
+    Args:
+        vault: where the documents live.
+        embedder: must have the digest that the store was filled with.
+        settings: chunk settings must be those that the store was filled with.
+        fate: which records of the vault it serves.
+
+    Raises:
+        RecipeMismatch: the vault holds documents made with another embedder or other chunks.
+    """
+
+    def __init__(
+        self, vault: Vault, embedder: Embedder, settings: StoreSettings, fate: str = "store"
+    ) -> None:
+        self.vault = vault
+        self.embedder = embedder
+        self.settings = settings
+        self.fate = fate
+        self._lock = threading.RLock()
+        self._preparer = Preparer(embedder, settings)
+        self._closing = ExitStack()
+        self._live = self._fresh()
+        self._check_recipe()
+
+    # --- standalone
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        keys: Path,
+        embedder: Embedder,
+        settings: StoreSettings | None = None,
+        root: RootKey | None = None,
+    ) -> Self:
+        """Make an empty store in the directory `path` with its keys in `keys`, open for writing.
+
+        Raises:
+            InputError: one of the two is there already, or `keys` lies inside `path`.
+        """
+        if keys.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"the keys {keys} would lie inside {path}.", "Keep them apart.")
+        with os_errors(f"write {path}"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(WriterLock(path / "lock"))
+            if (path / DATABASE).exists():
+                raise InputError(f"{path} holds a store already.", "Open it.")
+            keyring = stack.enter_context(closing(Keyring.create(keys, root)))
+            database = stack.enter_context(Database.open(path / DATABASE, create=True))
+            chosen = settings or StoreSettings()
+            database.set_value("settings", chosen.model_dump_json().encode())
+            store = cls(Vault(database, keyring), embedder, chosen)
+            store._closing = stack.pop_all()
+        return store
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        keys: Path,
+        embedder: Embedder,
+        settings: StoreSettings | None = None,
+        root: RootKey | None = None,
+        *,
+        write: bool = False,
+    ) -> Self:
+        """Open a store, for reading or as its one writer; `settings` default to the stored ones.
+
+        A writer first finishes what a killed one left: fenced documents are deleted, orphans swept.
+
+        Raises:
+            WorkspaceMissing, WorkspaceLocked, WorkspaceReadOnly, WorkspaceVersion, KeysMissing,
+            Damaged, RecipeMismatch: the store cannot be used as asked.
+        """
+        if not (path / DATABASE).is_file():
+            raise WorkspaceMissing(f"no store in {path}.", "Create it, or give its directory.")
+        with ExitStack() as stack:
+            if write:
+                stack.enter_context(WriterLock(path / "lock"))
+            database = stack.enter_context(Database.open(path / DATABASE, readonly=not write))
+            keyring = stack.enter_context(closing(Keyring.open(keys, root)))
+            vault = Vault(database, keyring)
+            store = cls(vault, embedder, settings or _stored_settings(database))
+            if write:
+                vault.sweep()
+                fenced = vault.records(fate=store.fate, states=("fenced",))
+                vault.delete([record.handle for record in fenced])
+            store._closing = stack.pop_all()
+        return store
+
+    def close(self) -> None:
+        """Forget the index; a standalone store also closes its files and gives up its lock."""
+        with self._lock:
+            self._live = self._fresh()
+            self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing
+
+    def prepare(self, document: Document, *, rule: str = "", reason: str = "") -> dict[str, bytes]:
+        """Chunk, embed and pack one document: its vault parts.
+
+        A pure function of document, embedder and chunk settings.
+
+        Raises:
+            InputError: the embedder returns something else than unit vectors.
+        """
+        return self._preparer.parts(document, rule, reason)
+
+    def add(self, documents: Iterable[Document]) -> int:
+        """Add new documents, all or none; how many.
+
+        They are embedded one by one and staged in batches, so `documents` may be a long stream.
+
+        Raises:
+            InputError: an id is there already, or comes twice. Nothing is added then.
+        """
+        return self._add(self._preparer.record(document, self.fate) for document in documents)
+
+    def add_ready(self, documents: Iterable[tuple[Document, Sequence[Span], Floats]]) -> int:
+        """As `add`, for chunks and vectors made elsewhere with this store's embedder.
+
+        Each document comes with the character spans of its chunks and their unit vectors, (n, dim)
+        float32.
+
+        Raises:
+            InputError: as `add`; also when spans and vectors do not fit the document or each other.
+        """
+        return self._add(self._preparer.ready(*item, self.fate) for item in documents)
+
+    def update(self, document: Document) -> None:
+        """Replace the document of the same id; no chunk of the old one stays.
+
+        Raises:
+            NotFound: no document has this id.
+            AccessDenied: it is under a legal hold, or being deleted.
+        """
+        record = self.vault.find(self.vault.mark("id", document.id))
+        if record is None or record.fate != self.fate:
+            raise NotFound(f"no document with the id {document.id!r}.", "Add it.")
+        if record.state != "live":
+            raise AccessDenied(
+                f"the document {document.id!r} is {record.state} and cannot be changed.",
+                "Release it first." if record.state == "held" else "",
+            )
+        self.vault.replace([self._preparer.record(document, self.fate)])
+
+    def delete(
+        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+    ) -> int:
+        """Delete for good by exactly one of id, subject and source; how many documents.
+
+        When it returns, no answer, file or copy of the workspace can yield them. Nothing matching
+        is not an error: asked twice, it is done once.
+
+        Raises:
+            AccessDenied: one of them is under a legal hold; nothing is deleted then.
+        """
+        found = self._matching(("live", "fenced", "held"), id, subject, source)
+        if any(record.state == "held" for record in found):
+            raise AccessDenied("a document of this request is under a legal hold.", "Release it.")
+        handles = [record.handle for record in found]
+        if len(handles) > 1:
+            # One key is zeroed in one write; several are not, so a kill in between must not leave
+            # half of them answering.
+            self.vault.set_state(handles, "fenced")
+        if handles:
+            self.vault.delete(handles)
+            with self._lock:
+                self._live.forget(handles)
+        return len(handles)
+
+    def fence(
+        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+    ) -> int:
+        """Take documents out of every answer, durably, before they are deleted; how many."""
+        found = self._matching(("live",), id, subject, source)
+        self.vault.set_state([record.handle for record in found], "fenced")
+        return len(found)
+
+    def hold(
+        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+    ) -> int:
+        """Put documents under a legal hold: kept, never used, not deletable; how many."""
+        found = self._matching(("live", "fenced"), id, subject, source)
+        self.vault.set_state([record.handle for record in found], "held")
+        return len(found)
+
+    def release(
+        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+    ) -> int:
+        """End a legal hold: the documents answer again; how many."""
+        found = self._matching(("held",), id, subject, source)
+        self.vault.set_state([record.handle for record in found], "live")
+        return len(found)
+
+    def held(self) -> list[str]:
+        """The ids under a legal hold, sorted."""
+        records = self.vault.records(fate=self.fate, states=("held",))
+        metas = self.vault.read_many(records, "meta")
+        return sorted(parts.unpack_meta(meta).id for meta in metas)
+
+    # --- searching
+
+    def search(
+        self,
+        query: str,
+        *,
+        groups: Collection[str],
+        k: int = 5,
+        subjects: Collection[str] | None = None,
+        sources: Collection[str] | None = None,
+        licenses: Collection[str] | None = None,
+        tags: Collection[str] | None = None,
+    ) -> list[Hit]:
+        """The `k` chunks nearest to `query` that the groups may see, best first.
+
+        Equal scores are ordered by (handle, chunk). Each filter that is given must match: subject,
+        source and licence one of the values, tags any of them.
+
+        Raises:
+            AccessDenied: `groups` is empty.
+            InputError: the query is blank, or `k` is out of range.
+        """
+        if not query.strip():
+            raise InputError("the query is empty.", "Ask something.")
+        _check_groups(groups)
+        return self.search_vector(
+            embedding.encode(self.embedder, [query])[0],
+            groups=groups,
+            k=k,
+            subjects=subjects,
+            sources=sources,
+            licenses=licenses,
+            tags=tags,
+        )
+
+    def search_vector(
+        self,
+        vector: Floats,
+        *,
+        groups: Collection[str],
+        k: int = 5,
+        subjects: Collection[str] | None = None,
+        sources: Collection[str] | None = None,
+        licenses: Collection[str] | None = None,
+        tags: Collection[str] | None = None,
+    ) -> list[Hit]:
+        """As `search`, for a vector (dim,) of any length but zero."""
+        _check_groups(groups)
+        if not 1 <= k <= _MOST:
+            raise InputError(f"k={k} is out of range.", f"Ask for 1 to {_MOST} hits.")
+        unit = embedding.unit(vector, self.embedder.dim)
+        tests: dict[str, Test] = {"acl": any_of(groups)}
+        for name, wanted in (("subject", subjects), ("source", sources), ("license", licenses)):
+            if wanted is not None:
+                tests[name] = set(wanted).__contains__
+        if tags is not None:
+            tests["tags"] = any_of(tags)
+        with self._lock:
+            while True:
+                self._live.refresh()
+                best = self._live.search(unit, k, tests)
+                try:
+                    return self._hits(best)
+                except Damaged:
+                    # Another process may have deleted between `refresh` and the reading.
+                    if self._live.moved():
+                        continue
+                    if not self._live.drop_destroyed([entry for _, entry, _ in best]):
+                        raise
+
+    def nearest(self, vector: Floats, k: int) -> list[tuple[float, Record, int]]:
+        """(score, record, chunk number) of the `k` nearest chunks, whoever may see them.
+
+        For routing inside the package; reads no text.
+        """
+        unit = embedding.unit(vector, self.embedder.dim)
+        with self._lock:
+            self._live.refresh()
+            best = self._live.search(unit, k, {})
+            return [(score, entry.note.record, chunk) for score, entry, chunk in best]
+
+    def _hits(self, best: Sequence[Found]) -> list[Hit]:
+        records = {entry.handle: entry.note.record for _, entry, _ in best}
+        bodies = self.vault.read_many(list(records.values()), "body")
+        texts = {
+            handle: parts.unpack_body(body).content
+            for handle, body in zip(records, bodies, strict=True)
+        }
+        hits = []
+        for score, entry, chunk in best:
+            note: Note = entry.note
+            start, end = (int(at) for at in note.spans[chunk])
+            hits.append(
+                Hit(
+                    entry.handle,
+                    note.record.subject,
+                    note.meta.id,
+                    note.meta.subject,
+                    note.meta.source,
+                    note.meta.license,
+                    start,
+                    end,
+                    texts[entry.handle][start:end],
+                    score,
+                )
+            )
+        return hits
+
+    # --- looking at it
+
+    def __len__(self) -> int:
+        """Live chunks."""
+        with self._lock:
+            self._live.refresh()
+            return self._live.index.chunks
+
+    def canonical_bytes(self) -> bytes:
+        """Everything that decides an answer, in canonical order: records, parts, index rows.
+
+        Equal for two stores with the same secrets, settings, embedder and live documents, whatever
+        their history. Keys, slots and nonces are not in it.
+        """
+        with self._lock:
+            self._live.refresh()
+            return b"".join((self._preparer.recipe(), *self._live.canonical()))
+
+    def verify(self) -> None:
+        """Check that every record decrypts and parses and that the index equals the vault.
+
+        Raises:
+            Damaged: something is not what was written.
+        """
+        with self._lock:
+            self.vault.database.check()
+            self.vault.verify_rows()
+            self._live.refresh()
+            for record in self.vault.records(fate=self.fate, states=("live", "held")):
+                check_record(self.vault, self._live.index, record)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and settings, for people: no text in it."""
+        with self._lock:
+            self._live.refresh()
+            counts = {
+                state: len(self.vault.records(fate=self.fate, states=(state,)))
+                for state in ("live", "fenced", "held")
+            }
+            return {
+                "documents": counts["live"],
+                "fenced": counts["fenced"],
+                "held": counts["held"],
+                "chunks": self._live.index.chunks,
+                "subjects": len(self._live.attributes["subject"].values()),
+                "bytes": self.vault.database.path.stat().st_size,
+                "dim": self.embedder.dim,
+                "embedder": self.embedder.digest,
+                **self.settings.model_dump(),
+            }
+
+    # --- inside
+
+    def _fresh(self) -> LiveIndex:
+        settings = self.settings
+        return LiveIndex(
+            self.vault, self.fate, self.embedder.dim, settings.index, settings.default_group
+        )
+
+    def _add(self, records: Iterator[NewRecord]) -> int:
+        staged: list[bytes] = []
+        batch = _batch(records)
+        try:
+            while batch:
+                following = _batch(records)
+                if not following and not staged:
+                    return len(self.vault.add(batch))
+                staged += self.vault.add(batch, "staged")
+                batch = following
+            self.vault.set_state(staged, "live")
+        except BaseException:
+            self.vault.delete(staged)
+            raise
+        return len(staged)
+
+    def _matching(
+        self, states: Collection[str], id: str | None, subject: str | None, source: str | None
+    ) -> list[Record]:
+        if sum(value is not None for value in (id, subject, source)) != 1:
+            raise InputError("give exactly one of id, subject and source.")
+        if id is not None:
+            record = self.vault.find(self.vault.mark("id", id))
+            fits = record is not None and record.fate == self.fate and record.state in states
+            return [record] if record is not None and fits else []
+        return self.vault.records(
+            fate=self.fate,
+            states=states,
+            subject=None if subject is None else self.vault.mark("subject", subject),
+            source=None if source is None else self.vault.mark("source", source),
+        )
+
+    def _check_recipe(self) -> None:
+        database, name = self.vault.database, f"recipe:{self.fate}"
+        written = database.value(name)
+        if written is None and not database.readonly:
+            database.set_value(name, self._preparer.recipe())
+        elif written is not None and written != self._preparer.recipe():
+            raise RecipeMismatch(
+                f"{database.path} was filled with another embedder or other chunk settings.",
+                "Open it with those, or make a new store.",
+            )
+
+
+def _batch(records: Iterator[NewRecord]) -> list[NewRecord]:
+    """The next records up to `_BATCH_BYTES`."""
+    batch, size = [], 0
+    for record in records:
+        batch.append(record)
+        size += sum(map(len, record.parts.values()))
+        if size >= _BATCH_BYTES:
+            break
+    return batch
+
+
+def _check_groups(groups: Collection[str]) -> None:
+    if isinstance(groups, str) or not all(isinstance(group, str) for group in groups):
+        raise InputError(f"groups must be a collection of names, not {groups!r}.")
+    if not groups:
+        raise AccessDenied("a caller without groups sees nothing.", "Name the caller's groups.")
+
+
+def _stored_settings(database: Database) -> StoreSettings:
+    stored = database.value("settings")
+    try:
+        return StoreSettings.model_validate_json(stored or b"")
+    except ValidationError as error:
+        raise Damaged(f"the settings in {database.path} do not parse.", "Pass them.") from error

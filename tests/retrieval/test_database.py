@@ -1,0 +1,140 @@
+"""Transactions, durability settings, refusal of what is not ours, and the lock."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_unlearn.errors import (
+    Damaged,
+    EnvironmentFailure,
+    InputError,
+    WorkspaceLocked,
+    WorkspaceMissing,
+    WorkspaceReadOnly,
+    WorkspaceVersion,
+)
+from llm_unlearn.retrieval.database import FORMAT, Database
+from llm_unlearn.retrieval.lock import WriterLock
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with Database.open(tmp_path / "w.db", create=True) as made:
+        yield made
+
+
+def test_inner_transaction_joins_the_outer(database: Database) -> None:
+    def fail() -> None:
+        with database.transaction():
+            database.set_value("a", b"1")
+            with database.transaction():
+                database.set_value("b", b"2")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert database.value("a") is None
+    assert database.value("b") is None
+
+
+def test_after_commit_waits_for_the_outermost_and_dies_with_a_rollback(database: Database) -> None:
+    ran: list[str] = []
+    with database.transaction():
+        with database.transaction():
+            database.after_commit(lambda: ran.append("inner"))
+        assert ran == []
+    assert ran == ["inner"]
+
+    def fail() -> None:
+        with database.transaction():
+            database.after_commit(lambda: ran.append("never"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.transaction():
+        database.set_value("a", b"1")
+    assert ran == ["inner"]
+
+
+def test_change_moves_with_every_commit_by_anyone(database: Database) -> None:
+    seen = [database.change()]
+    database.set_value("a", b"1")
+    seen.append(database.change())
+    with Database.open(database.path) as other:
+        other.set_value("b", b"1")
+    seen.append(database.change())
+    assert len(set(seen)) == 3
+    assert database.change() == seen[-1]
+
+
+def test_erase_journal_leaves_no_byte(database: Database) -> None:
+    needle = os.urandom(64)
+    database.set_value("a", needle)
+    assert database.erase_journal()
+    assert needle in database.path.read_bytes()
+    with database.transaction() as connection:
+        connection.execute("DELETE FROM meta WHERE name='a'")
+    assert database.erase_journal()
+    for path in database.path.parent.iterdir():
+        assert needle not in path.read_bytes()
+
+
+def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceMissing):
+        Database.open(tmp_path / "none.db")
+    for name, content in (("empty.db", b""), ("text.db", b"hello" * 2000)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Damaged):
+            Database.open(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+    foreign = sqlite3.connect(tmp_path / "foreign.db")
+    foreign.execute("CREATE TABLE t (a)")
+    foreign.close()
+    with pytest.raises(Damaged):
+        Database.open(tmp_path / "foreign.db")
+    with pytest.raises(InputError):
+        Database.open(tmp_path / "foreign.db", create=True)
+
+
+def test_newer_format_is_refused(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute(f"PRAGMA user_version={FORMAT + 1}")
+    with pytest.raises(WorkspaceVersion, match=str(FORMAT + 1)):
+        Database.open(database.path)
+
+
+def test_reader_cannot_write_and_sees_commits(database: Database) -> None:
+    with Database.open(database.path, readonly=True) as reader:
+        with pytest.raises(WorkspaceReadOnly):
+            reader.set_value("a", b"1")
+        before = reader.change()
+        database.set_value("a", b"1")
+        assert reader.change() != before
+        assert reader.value("a") == b"1"
+
+
+def test_full_disk_leaves_the_database_as_it_was(database: Database) -> None:
+    """`max_page_count` makes SQLite answer as it does on a full disk."""
+    database.set_value("kept", b"1")
+    with database.reading() as connection:
+        pages: Any = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(EnvironmentFailure, match="disk full"):
+        database.set_value("big", bytes(100_000))
+    assert database.value("kept") == b"1"
+    assert database.value("big") is None
+    database.check()
+
+
+def test_one_writer(tmp_path: Path) -> None:
+    with WriterLock(tmp_path / "lock"), pytest.raises(WorkspaceLocked, match=str(os.getpid())):
+        WriterLock(tmp_path / "lock").acquire()
+    with WriterLock(tmp_path / "lock"):
+        pass
