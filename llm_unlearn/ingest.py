@@ -1,0 +1,141 @@
+"""Separation: take documents in, each to the store, to the corpus, or refused.
+
+Guarantees: a file enters whole or not at all, even when killed half-way (documents are staged, then
+made live in one transaction; a staged remainder is swept by the next writer); a document never changes
+silently (the same id with the same words is skipped, with other words refused); a text removed by a
+takedown is not taken in again. Documents stream: memory holds one batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from llm_unlearn.config import Config
+from llm_unlearn.documents import Document, normalise
+from llm_unlearn.errors import InputError
+from llm_unlearn.retrieval.parts import pack_meta
+from llm_unlearn.retrieval.store import Store
+from llm_unlearn.retrieval.vault import NewRecord, Vault
+from llm_unlearn.separation import Decision, decide
+from llm_unlearn.takedown.tombstones import Tombstones
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where one document goes and why; `known` when it was there already."""
+
+    id: str
+    subject: str
+    decision: Decision
+    known: bool = False
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did, or with a dry run would do."""
+
+    placed: list[Placed] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """Documents by fate; those that were there already count as `known`."""
+        return Counter("known" if p.known else p.decision.fate for p in self.placed)
+
+    def rules(self) -> Counter[tuple[str, str, str]]:
+        """New documents by (fate, rule, reason)."""
+        return Counter(
+            (p.decision.fate, p.decision.rule, p.decision.reason)
+            for p in self.placed
+            if not p.known
+        )
+
+
+def ingest(
+    documents: Iterable[Document],
+    *,
+    config: Config,
+    vault: Vault,
+    tombstones: Tombstones,
+    preparer: Callable[[], Store],
+    generation: int,
+    dry_run: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> IngestReport:
+    """Decide on each document and keep it accordingly.
+
+    Args:
+        preparer: gives the store whose `prepare` cuts and embeds; only called when needed.
+        progress: called with the number of documents seen so far.
+
+    Raises:
+        InputError: an id is taken by a document with other words or other data.
+    """
+    report = IngestReport()
+    try:
+        for batch in _batches(documents):
+            records = []
+            for document in batch:
+                placed = _place(document, config, vault, tombstones)
+                report.placed.append(placed)
+                if placed.known or dry_run or placed.decision.rule == "tombstone":
+                    continue
+                records.append(_record(document, placed.decision, preparer, generation))
+                if progress is not None:
+                    progress(len(report.placed))
+            if records:
+                vault.add(records, state="staged")
+        if not dry_run:
+            vault.promote_staged()
+    except BaseException:
+        vault.delete(record.handle for record in vault.records(states=("staged",)))
+        raise
+    return report
+
+
+def _place(document: Document, config: Config, vault: Vault, tombstones: Tombstones) -> Placed:
+    removed = tombstones.refuses(document)
+    if removed is not None:
+        return Placed(document.id, document.subject, Decision("refused", "tombstone", removed))
+    decision = decide(document, config.separation)
+    held = vault.find(vault.mark("id", document.id))
+    if held is None:
+        return Placed(document.id, document.subject, decision)
+    same = (
+        held.content == vault.mark("content", normalise(document.content))
+        and held.subject == vault.mark("subject", document.subject)
+        and held.source == vault.mark("source", document.source)
+    )
+    if not same:
+        raise InputError(
+            f"Document {document.id!r} is already here with other words, subject or source.",
+            "Give it another id, or delete the old one first; nothing was ingested.",
+        )
+    return Placed(document.id, document.subject, decision, known=True)
+
+
+def _record(
+    document: Document, decision: Decision, preparer: Callable[[], Store], generation: int
+) -> NewRecord:
+    if decision.fate == "refused":  # its words are not kept, so they are not embedded either
+        parts = {"meta": pack_meta(document, decision.rule, decision.reason)}
+    else:
+        parts = preparer().prepare(document, rule=decision.rule, reason=decision.reason)
+    return NewRecord(
+        id=document.id,
+        subject=document.subject,
+        source=document.source,
+        content=normalise(document.content),
+        fate=decision.fate,
+        generation=generation,
+        parts=parts,
+    )
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    iterator = iter(documents)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch

@@ -1,0 +1,200 @@
+"""The opened pieces of a workspace, and what follows from them at this moment.
+
+Guarantees: models load only when something needs them, one base model whatever the number of
+shards; `wanted` and `states` are recomputed whenever any process changed the workspace. It changes
+nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_unlearn.config import Config
+from llm_unlearn.documents import Document
+from llm_unlearn.errors import RecipeMismatch
+from llm_unlearn.ledger import Ledger
+from llm_unlearn.retrieval.database import Database
+from llm_unlearn.retrieval.keyring import Keyring
+from llm_unlearn.retrieval.parts import unpack_body, unpack_vectors
+from llm_unlearn.retrieval.store import Embedder, Store
+from llm_unlearn.retrieval.vault import Record, Vault
+from llm_unlearn.sisa.layout import Layout, Slice
+from llm_unlearn.sisa.layout import slices as lay_out
+
+if TYPE_CHECKING:
+    from llm_unlearn.models.chat import Example
+    from llm_unlearn.models.lora import AdapterHost
+    from llm_unlearn.sisa.build import ShardState
+    from llm_unlearn.sisa.checkpoints import Checkpoints
+    from llm_unlearn.sisa.recipe import Recipe
+
+
+@dataclass
+class Opened:
+    """The pieces of one open workspace.
+
+    Args:
+        models: shared loader of models, so that several workspaces in one process (a never-had
+            build beside the real one) use one base model.
+    """
+
+    path: Path
+    config: Config
+    keyring: Keyring
+    database: Database
+    vault: Vault
+    ledger: Ledger
+    models: Models
+    _wanted: tuple[int, bytes, Mapping[int, list[Slice]]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def store(self) -> Store:
+        """What retrieval searches."""
+        return Store(self.vault, self.models.embedder, self.config.retrieval, fate="store")
+
+    @cached_property
+    def router(self) -> Store:
+        """The same over the corpus: which shard knows about a question."""
+        return Store(self.vault, self.models.embedder, self.config.retrieval, fate="corpus")
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of all shards."""
+        from llm_unlearn.sisa.checkpoints import Checkpoints
+
+        return Checkpoints(self.path / "adapters", self.database, self.keyring)
+
+    @property
+    def layout(self) -> Layout:
+        """Where subjects train."""
+        training = self.config.training
+        return Layout(self.keyring.secret("placement"), training.shards, training.slices)
+
+    def wanted(self) -> Mapping[int, list[Slice]]:
+        """The slices of each shard that the live documents of closed generations ask for."""
+        change, recipe = self.database.change(), self.recipe_digest()
+        if self._wanted is None or self._wanted[:2] != (change, recipe):
+            self._wanted = (change, recipe, self.wanted_without(frozenset()))
+        return self._wanted[2]
+
+    def wanted_without(self, gone: Collection[bytes]) -> Mapping[int, list[Slice]]:
+        """What would be asked for if the records with these handles were not live."""
+        opened = self.ledger.generation
+        closed = [
+            record
+            for record in self.vault.records(fate="corpus")
+            if record.generation < opened and record.handle not in gone
+        ]
+        return lay_out(self.layout, self.recipe_digest(), closed)
+
+    def states(self) -> list[ShardState]:
+        """Each shard as it stands: what is clean and what is missing."""
+        from llm_unlearn.sisa.build import shard_states
+
+        return shard_states(self.wanted(), self.checkpoints.listed())
+
+    def recipe_digest(self) -> bytes:
+        """Digest of the recipe the workspace is trained with; before the first training, zeros."""
+        return self.database.value("recipe digest") or bytes(32)
+
+    def saved_recipe(self) -> Recipe | None:
+        """The recipe the workspace is trained with."""
+        from llm_unlearn.sisa.recipe import Recipe
+
+        saved = self.database.value("recipe")
+        return None if saved is None else Recipe.model_validate_json(saved)
+
+    def current_recipe(self) -> Recipe:
+        """The recipe of this machine and this config; pins threads and loads the base model."""
+        from llm_unlearn.sisa.recipe import current_recipe, pin_threads
+
+        pin_threads(self.config.training.threads)
+        return current_recipe(
+            self.models.host.base.digest,
+            self.models.embedder.digest,
+            self.config.training,
+            self.keyring.secret("placement"),
+        )
+
+    def check_recipe(self) -> Recipe:
+        """The saved recipe, if this machine computes the same bits.
+
+        Raises:
+            RecipeMismatch: it does not; naming what differs.
+        """
+        saved, current = self.saved_recipe(), self.current_recipe()
+        if saved is not None and saved.digest != current.digest:
+            raise RecipeMismatch(
+                f"{self.path} was trained with another recipe: "
+                + "; ".join(saved.differences(current))
+                + ".",
+                "Restore what differs (pip install -c constraints.txt), or run "
+                "`llm-unlearn train --retrain-all` to train every shard anew under this one.",
+            )
+        return current
+
+    def document(self, record: Record) -> Document:
+        """The document of a record.
+
+        Raises:
+            KeyDestroyed: it has been deleted.
+        """
+        return unpack_body(self.vault.read(record, "body"))
+
+    def vectors(self, record: Record) -> NDArray[np.float32]:
+        """The vectors (chunks, dim) of a record that is not refused."""
+        return unpack_vectors(self.vault.read(record, "vectors"))[1]
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """The vectors (chunks, dim) that a text would have in the store."""
+        packed = self.store.prepare(Document(id="query", text=text))
+        return unpack_vectors(packed["vectors"])[1]
+
+    def examples(self, record: Record) -> list[Example]:
+        """A record's training examples, one unless it is longer than `training.max_tokens`."""
+        from llm_unlearn.models.chat import encode
+
+        tokenizer = self.models.host.base.tokenizer
+        return encode(tokenizer, self.document(record), self.config.training.max_tokens)
+
+
+@dataclass
+class Models:
+    """Models by config, loaded once, when first used."""
+
+    config: Config
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder of store and router."""
+        from llm_unlearn.models.embedder import SentenceEmbedder
+        from llm_unlearn.sisa.recipe import pin_threads
+
+        pin_threads(self.config.training.threads)
+        return SentenceEmbedder(self.config.embedder)
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the base model's files, without loading it."""
+        from llm_unlearn.models.reference import digest, resolve
+
+        return digest(resolve(self.config.model))
+
+    @cached_property
+    def host(self) -> AdapterHost:
+        """The base model with room for one adapter."""
+        from llm_unlearn.models.causal import load_causal
+        from llm_unlearn.models.lora import AdapterHost, LoraShape
+
+        training = self.config.training
+        base = load_causal(self.config.model, training.dtype)
+        return AdapterHost(
+            base, LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
+        )

@@ -1,0 +1,137 @@
+"""What a takedown measures with the removed text while this process still holds it in memory.
+
+Guarantees: nothing here is written to disk; without the text (a takedown resumed by another
+process) every measurement answers None. The scan looks for the text, its tokens, its vectors and
+its data keys in every file of the workspace and of the key directory, passages that retained
+documents also hold excepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_unlearn.documents import Document
+from llm_unlearn.opened import Opened
+from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.takedown.probing import NAMES, Leakage, probe
+from llm_unlearn.takedown.receipt import Probe, Scan, decimal
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The removed text and what was derived from it, in memory only.
+
+    `learned` maps each removed training document to its shard.
+    """
+
+    documents: tuple[Document, ...]
+    learned: tuple[tuple[Document, int], ...]
+    tokens: tuple[tuple[int, ...], ...]
+    vectors: tuple[NDArray[np.float32], ...]
+    keys: tuple[bytes, ...]
+    probe: bool
+
+    @classmethod
+    def gather(cls, opened: Opened, plan: Plan, *, probe: bool) -> Evidence:
+        """Read what a plan removes, before it is removed."""
+        kept = [item.record for item in plan.removed if item.record.fate != "refused"]
+        documents = {record.handle: opened.document(record) for record in kept}
+        learned = [
+            (documents[record.handle], opened.layout.shard(record.subject))
+            for record in kept
+            if record.fate == "corpus" and record.generation < opened.ledger.generation
+        ]
+        probing = probe and bool(learned)
+        return cls(
+            documents=tuple(documents.values()),
+            learned=tuple(learned),
+            tokens=tuple(
+                example.ids
+                for record in kept
+                if probing and record.fate == "corpus"
+                for example in opened.examples(record)
+            ),
+            vectors=tuple(opened.vectors(record) for record in kept),
+            keys=tuple(opened.keyring.key(item.record.slot) for item in plan.removed),
+            probe=probing,
+        )
+
+
+class Moments:
+    """Leakage at the moments of a takedown, and the final scan."""
+
+    def __init__(self, opened: Opened, evidence: Evidence | None) -> None:
+        self._opened = opened
+        self._evidence = evidence
+        self._before: dict[str, float] | None = None
+        self._rolled_back: dict[str, float] | None = None
+
+    def before_and_rolled_back(self, served: Mapping[int, str]) -> None:
+        """Measure on the checkpoints that served before, and on those that serve now.
+
+        Args:
+            served: name of each shard's checkpoint before the fence.
+        """
+        if self._evidence is None or not self._evidence.probe:
+            return
+        self._before = self._measure(dict(served))
+        self._rolled_back = self._measure(self._serving())
+
+    def after(self) -> list[Probe] | None:
+        """Measure on what serves after retraining; None when nothing was measured before."""
+        if self._before is None or self._rolled_back is None:
+            return None
+        after = self._measure(self._serving())
+        return [
+            Probe(
+                name=f"{name}, mean over {len(self._evidence.learned) if self._evidence else 0} "
+                "removed training documents",
+                before=decimal(self._before[name]),
+                rolled_back=decimal(self._rolled_back[name]),
+                after=decimal(after[name]),
+                never_had="not built",
+            )
+            for name in NAMES
+        ]
+
+    def scan(self) -> Scan | None:
+        """Search the workspace and the key directory for what was removed."""
+        if self._evidence is None:
+            return None
+        from llm_unlearn.takedown.scanning import scan_for
+
+        return scan_for(self._opened, self._evidence)
+
+    def _serving(self) -> dict[int, str]:
+        return {s.shard: s.serving.name for s in self._opened.states() if s.serving}
+
+    def _measure(self, names: Mapping[int, str]) -> dict[str, float]:
+        evidence, opened = self._evidence, self._opened
+        if evidence is None:
+            raise AssertionError("measuring needs the text")
+        listed = opened.checkpoints.listed()
+        values: list[Leakage] = []
+        for shard in sorted({shard for _, shard in evidence.learned}):
+            documents = [document for document, where in evidence.learned if where == shard]
+            name = names.get(shard)
+            adapter = opened.checkpoints.load(listed[name]).adapter if name in listed else None
+            values.append(
+                probe(
+                    opened.models.host,
+                    adapter,
+                    documents,
+                    max_tokens=opened.config.training.max_tokens,
+                    max_new_tokens=opened.config.answering.max_new_tokens,
+                )
+            )
+        pooled = Leakage(
+            tuple(v for leakage in values for v in leakage.probability),
+            tuple(v for leakage in values for v in leakage.extraction),
+            tuple(v for leakage in values for v in leakage.rouge),
+            tuple(v for leakage in values for v in leakage.answers),
+        )
+        return pooled.means()

@@ -1,0 +1,304 @@
+"""The state machine of one takedown, from acceptance to receipt.
+
+    fenced -> deleted -> disposed -> retrained -> receipted
+
+Guarantees: acceptance is one durable transaction, and from then on nothing live contains the text:
+the store does not return it and every shard serves its last clean checkpoint. Each further step is
+idempotent and recorded after it is done, so a process killed anywhere resumes and ends in the same
+adapters, checkpoints, index and vault contents. Asked twice, it is done once.
+
+What needs the removed text (probes, the residue scan) is done while the process that deletes still
+holds it in memory; a takedown resumed by another process says "not probed" and "not scanned".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.errors import RecipeMismatch
+from llm_unlearn.opened import Opened
+from llm_unlearn.sisa.build import Progress, build, stale
+from llm_unlearn.takedown import receipt as receipts
+from llm_unlearn.takedown.closure import RULE
+from llm_unlearn.takedown.journal import Case, Filed, Journal
+from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.takedown.tombstones import Tombstones
+from llm_unlearn.takedown.verify import request_reference
+
+if TYPE_CHECKING:
+    from llm_unlearn.takedown.evidence import Evidence
+
+_DISPOSAL = (
+    "data keys overwritten with zeros in place and synced; then rows removed, pages zeroed and the "
+    "write-ahead log truncated; checkpoint keys likewise, then their files removed"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a takedown.
+
+    Attributes:
+        receipt: the receipt's path; None while retraining waits.
+        reference: what the claimant is given to recognise their receipt; None when it was
+            receipted earlier (its salt is destroyed by then).
+        waiting: why retraining waits, in words; None when done.
+        already: whether the request had been receipted before.
+    """
+
+    number: int
+    state: str
+    receipt: Path | None
+    reference: str | None
+    waiting: str | None = None
+    already: bool = False
+
+
+class Takedowns:
+    """Runs takedowns over one workspace that this process may write to.
+
+    Args:
+        on_state: told of each state as it is reached.
+        progress: told of each optimizer step of retraining.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        on_state: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._opened = opened
+        self._journal = Journal(opened.database, opened.keyring)
+        self._tombstones = Tombstones(opened.database, opened.keyring)
+        self._on_state = on_state or (lambda _state: None)
+        self._progress = progress
+
+    def run(self, plan: Plan, *, probe: bool = True) -> Outcome:
+        """Accept a plan and carry it out; the request must not be `known`.
+
+        Args:
+            probe: measure leakage before, rolled back and after (loads the base model).
+        """
+        from llm_unlearn.takedown.evidence import Evidence
+
+        evidence = Evidence.gather(self._opened, plan, probe=probe)
+        filed = self._accept(plan)
+        return self._carry_out(filed, evidence)
+
+    def resume(self) -> list[Outcome]:
+        """Finish every accepted takedown that has no receipt yet, oldest first."""
+        self._journal.sweep()
+        return [self._carry_out(filed, None) for filed in self._journal.pending()]
+
+    def known(self, request_id: str) -> Outcome | None:
+        """What became of a request that was accepted before (finishing it now), or None."""
+        filed = self._journal.find(request_id)
+        if filed is None:
+            return None
+        if filed.state != "receipted":
+            return self._carry_out(filed, None)
+        name = filed.receipt or ""
+        path = self._opened.path / "receipts" / name
+        return Outcome(filed.number, filed.state, path, None, already=True)
+
+    def _accept(self, plan: Plan) -> Filed:
+        opened = self._opened
+        salt = os.urandom(receipts.SALT_BYTES)
+        served = {s.shard: s.serving.name for s in opened.states() if s.serving}
+        before = receipts.commit_state(
+            salt, store=_store_digest(opened), adapters=_adapter_digests(opened)
+        )
+        by_fate = [item.record.fate for item in plan.removed]
+        case = Case(
+            kind=plan.request.kind,
+            request_id=plan.request.id,
+            selectors=plan.request.selectors(),
+            salt=salt.hex(),
+            handles=[handle.hex() for handle in plan.handles],
+            received=plan.request.received_text(),
+            acknowledged=_now(),
+            closure=_closure(opened, plan),
+            store_count=by_fate.count("store"),
+            corpus_count=by_fate.count("corpus"),
+            before=before,
+            served=served,
+        )
+        documents = [opened.document(i.record) for i in plan.removed if i.record.fate != "refused"]
+        with opened.database.transaction():
+            filed = self._journal.open_case(case)
+            opened.vault.set_state(plan.handles, "fenced")
+            self._tombstones.add(documents, plan.request, filed.mark)
+        self._on_state("fenced")
+        return filed
+
+    def _carry_out(self, filed: Filed, evidence: Evidence | None) -> Outcome:
+        """Go from whatever state a case is in to its receipt."""
+        from llm_unlearn.takedown.evidence import Moments
+
+        opened = self._opened
+        case = self._journal.case(filed)
+        reference = request_reference(case.request_id, bytes.fromhex(case.salt))
+        moments = Moments(opened, evidence)
+        if filed.state == "fenced":
+            moments.before_and_rolled_back(case.served)
+            handles = [bytes.fromhex(handle) for handle in case.handles]
+            opened.vault.delete(handles)
+            filed = self._advance(filed, "deleted", case)
+        if filed.state == "deleted":
+            self._dispose(case)
+            filed = self._advance(filed, "disposed", case)
+        if filed.state == "disposed":
+            try:
+                self._retrain()
+            except RecipeMismatch as mismatch:
+                return Outcome(filed.number, filed.state, None, reference, waiting=str(mismatch))
+            case.probes = moments.after()
+            filed = self._advance(filed, "retrained", case)
+        if case.receipt is None:
+            scan = moments.scan()
+            case.receipt = self._receipt(case, scan).model_dump_json()
+            filed = self._advance(filed, "retrained", case)
+        written = receipts.write_receipt(
+            opened.path / "receipts",
+            receipts.Receipt.model_validate_json(case.receipt),
+            opened.keyring.secret("signing"),
+        )
+        self._journal.close(filed, written.name)
+        self._on_state("receipted")
+        return Outcome(filed.number, "receipted", written, reference)
+
+    def _advance(self, filed: Filed, state: str, case: Case) -> Filed:
+        moved = self._journal.advance(filed, state, case)  # type: ignore[arg-type]
+        if filed.state != state:
+            self._on_state(state)
+        return moved
+
+    def _dispose(self, case: Case) -> None:
+        opened = self._opened
+        doomed = stale(opened.wanted(), opened.checkpoints.listed())
+        salt = bytes.fromhex(case.salt)
+        known = {(item.shard, item.slice) for item in case.checkpoints}
+        for item in doomed:
+            place = (item.shard, _slice_number(item.name, opened.config.training.slices))
+            if place not in known:
+                digest = opened.checkpoints.digest(item)
+                case.checkpoints.append(
+                    receipts.commit_checkpoint(salt, shard=place[0], slice=place[1], digest=digest)
+                )
+        # what is about to go is written down first: a resumed process cannot read it any more
+        filed = self._journal.find(case.request_id)
+        if filed is not None:
+            case.shards = [
+                receipts.Shard(shard=s.shard, resumed_from=s.clean, retrained=len(s.missing))
+                for s in opened.states()
+                if s.missing or any(item.shard == s.shard for item in doomed)
+            ]
+            self._journal.advance(filed, "deleted", case)
+        opened.checkpoints.dispose(doomed)
+
+    def _retrain(self) -> None:
+        opened = self._opened
+        states = opened.states()
+        if any(state.missing for state in states):
+            opened.check_recipe()
+            build(
+                states,
+                opened.models.host,
+                opened.checkpoints,
+                opened.config.training,
+                opened.examples,
+                self._progress,
+            )
+
+    def _receipt(self, case: Case, scan: receipts.Scan | None) -> receipts.Receipt:
+        opened = self._opened
+        head = receipts.chain_head(opened.path / "receipts")
+        recipe = opened.saved_recipe()
+        return receipts.build_receipt(
+            number=head.number + 1,
+            previous=head.digest,
+            request=receipts.commit_request(
+                bytes.fromhex(case.salt),
+                kind=case.kind,
+                id=case.request_id,
+                selectors=case.selectors,
+            ),
+            times=receipts.Times(
+                received=case.received, acknowledged=case.acknowledged, finished=_now()
+            ),
+            closure=case.closure,
+            done=receipts.Done(
+                documents_deleted=receipts.ByFate(store=case.store_count, corpus=case.corpus_count),
+                keys_destroyed=len(case.handles) + len(case.checkpoints),
+                checkpoints=tuple(case.checkpoints),
+                disposal=_DISPOSAL,
+                shards=tuple(case.shards),
+            ),
+            state_after=receipts.State(
+                store=_store_digest(opened),
+                adapters=tuple(
+                    receipts.AdapterDigest(shard=shard, digest=digest)
+                    for shard, digest in sorted(_adapter_digests(opened).items())
+                ),
+                recipe=opened.recipe_digest().hex(),
+                base_model=recipe.base_model if recipe else opened.models.base_digest,
+                embedder=opened.models.embedder.digest,
+                environment=recipe.versions if recipe else {},
+                code_version=importlib.metadata.version("llm-unlearn"),
+            ),
+            state_before=case.before,
+            scan=scan,
+            probes=case.probes,
+        )
+
+
+def _closure(opened: Opened, plan: Plan) -> receipts.Closure:
+    def count(*kinds: str) -> receipts.ByFate:
+        fates = [i.record.fate for i in (*plan.removed, *plan.flagged) if i.kind in kinds]
+        return receipts.ByFate(store=fates.count("store"), corpus=fates.count("corpus"))
+
+    removed = sum(item.kind == "paraphrase" for item in plan.removed)
+    thresholds = opened.config.takedown.model_dump()
+    return receipts.Closure(
+        rule=RULE,
+        thresholds={k: receipts.decimal(float(v)) for k, v in sorted(thresholds.items())},
+        compared=plan.compared,
+        requested=count("requested"),
+        exact=count("exact"),
+        near_duplicate=count("near-duplicate"),
+        quotation=count("quotation"),
+        flagged=count("paraphrase"),
+        review=receipts.Review(removed=removed, kept=len(plan.flagged)),
+    )
+
+
+def _store_digest(opened: Opened) -> str:
+    return hashlib.sha256(opened.store.canonical_bytes()).hexdigest()
+
+
+def _adapter_digests(opened: Opened) -> dict[int, str]:
+    listed = opened.checkpoints.listed()
+    return {
+        state.shard: opened.checkpoints.digest(listed[state.serving.name])
+        for state in opened.states()
+        if state.serving
+    }
+
+
+def _slice_number(name: str, slices: int) -> int:
+    """The place of a checkpoint's slice among all slices of its shard, over generations."""
+    _, generation, part = name.split(".")
+    return (int(generation.rsplit("-", 1)[1]) - 1) * slices + int(part.rsplit("-", 1)[1])
+
+
+def _now() -> str:
+    return receipts.timestamp(datetime.now(UTC))

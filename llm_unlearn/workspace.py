@@ -1,0 +1,419 @@
+"""A workspace: one directory in which text is kept separable from a model, and its public face.
+
+    WS/config.yaml       the resolved config
+    WS/workspace.db      everything sealed: documents, vectors, the list of checkpoints, the journal
+    WS/adapters/         one sealed file per checkpoint
+    WS/receipts/         signed receipts of takedowns
+    WS/lock              held by the one process that writes
+    KEYS/                outside: root key, data keys, signing key
+
+Guarantees: many readers and one writer; an operation that is killed leaves a workspace that opens,
+and a takedown that was accepted is finished before the next write. Everything that decides an
+answer is a pure function of the recipe and the live documents. Nothing is written outside the workspace
+and its key directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets as random
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from llm_unlearn.config import Config, dump_config, load_config
+from llm_unlearn.documents import Document
+from llm_unlearn.errors import InputError, WorkspaceMissing, WorkspaceReadOnly
+from llm_unlearn.files import os_errors, write_atomic
+from llm_unlearn.ledger import Entry, Ledger
+from llm_unlearn.opened import Models, Opened
+from llm_unlearn.retrieval.database import Database
+from llm_unlearn.retrieval.keyring import Keyring
+from llm_unlearn.retrieval.lock import WriterLock
+from llm_unlearn.retrieval.vault import Vault
+
+if TYPE_CHECKING:
+    from llm_unlearn.answering import Answer, Answerer
+    from llm_unlearn.ingest import IngestReport
+    from llm_unlearn.sisa.build import Progress
+    from llm_unlearn.status import Status
+    from llm_unlearn.takedown.machine import Outcome
+    from llm_unlearn.takedown.plan import Plan
+    from llm_unlearn.takedown.request import Request
+    from llm_unlearn.takedown.verify import Verified
+
+PUBLIC_KEY = "receipts.pub.pem"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run did: checkpoints built and disposed of, steps taken, and how long."""
+
+    built: tuple[str, ...]
+    disposed: tuple[str, ...]
+    steps: int
+    seconds: float
+
+
+class Workspace:
+    """One open workspace. Make it with `create` or `open`; use it as a context manager."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._answerer: Answerer | None = None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        keys: str | Path | None = None,
+        config: Config | None = None,
+        secrets: Mapping[str, bytes] | None = None,
+        models: Models | None = None,
+    ) -> Self:
+        """Make a new workspace.
+
+        Args:
+            path: a directory that does not exist or is empty.
+            keys: where the keys go, outside the workspace; default a new directory under
+                `$LLM_UNLEARN_KEYS` or `~/.local/share/llm-unlearn/keys`.
+            secrets: fix `ids` and `placement` (32 bytes each) to repeat an experiment, or to build a
+                never-had state beside this one.
+            models: share loaded models with another workspace of the same config.
+
+        Raises:
+            InputError: the path is taken, or the keys would lie inside the workspace.
+        """
+        path, config = Path(path).absolute(), config or Config()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is there already.", "Choose a new directory.")
+        home = Path(keys).absolute() if keys is not None else _default_keys()
+        if home.resolve().is_relative_to(path.resolve()):
+            raise InputError(
+                f"The keys ({home}) would lie inside the workspace.",
+                "Choose a directory outside it and outside its backups.",
+            )
+        from llm_unlearn.sisa.checkpoints import Checkpoints
+        from llm_unlearn.takedown.envelope import public_pem
+        from llm_unlearn.takedown.journal import Journal
+        from llm_unlearn.takedown.tombstones import Tombstones
+
+        keyring = Keyring.create(home, secrets=secrets)
+        with os_errors(f"write {path}"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(home / PUBLIC_KEY, public_pem(keyring.secret("signing")), mode=0o644)
+        # the database comes last and in one transaction: without it there is no workspace
+        write_atomic(path / "config.yaml", dump_config(config).encode())
+        made = Database.open(path / "workspace.db", create=True)
+        with made as database, database.transaction():
+            Vault(database, keyring)
+            Checkpoints.create_table(database)
+            Journal.create_table(database)
+            Tombstones.create_table(database)
+            database.set_value("keys", str(home).encode())
+        return cls.open(path, keys=home, models=models)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        keys: str | Path | None = None,
+        models: Models | None = None,
+        readonly: bool = False,
+    ) -> Self:
+        """Open a workspace. No model is loaded yet and nothing is changed.
+
+        Args:
+            keys: where the keys are now, if not where `create` put them.
+            readonly: allow only reading, for a workspace that this user cannot write.
+
+        Raises:
+            WorkspaceMissing, WorkspaceVersion, WorkspaceReadOnly: see `errors`.
+            KeysMissing: the key directory is not there or belongs to another workspace.
+            Damaged: a file is not what was written.
+        """
+        path = Path(path).absolute()
+        if not (path / "workspace.db").is_file():
+            raise WorkspaceMissing(
+                f"There is no workspace at {path}.", f"Run: llm-unlearn init {path}"
+            )
+        config = load_config(path / "config.yaml")
+        database = Database.open(path / "workspace.db", readonly=readonly)
+        try:
+            home = Path(keys or (database.value("keys") or b"").decode())
+            keyring = Keyring.open(home)
+            vault = Vault(database, keyring)
+            vault.verify_rows()
+        except BaseException:
+            database.close()
+            raise
+        return cls(
+            Opened(
+                path=path,
+                config=config,
+                keyring=keyring,
+                database=database,
+                vault=vault,
+                ledger=Ledger(database, vault),
+                models=models or Models(config),
+            )
+        )
+
+    def close(self) -> None:
+        """Close the files; models stay in memory as long as something refers to them."""
+        self._opened.database.close()
+        self._opened.keyring.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The workspace's directory."""
+        return self._opened.path
+
+    @property
+    def config(self) -> Config:
+        """Its resolved config."""
+        return self._opened.config
+
+    @property
+    def opened(self) -> Opened:
+        """Its pieces, for experiments and probes."""
+        return self._opened
+
+    @property
+    def public_key(self) -> Path:
+        """The file with the public key that its receipts are verified with."""
+        return self._opened.keyring.directory / PUBLIC_KEY
+
+    def ingest(
+        self,
+        source: str | Path | Iterable[Document],
+        *,
+        skip_broken: bool = False,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> IngestReport:
+        """Take documents in, from a file, a folder, or an iterable; whole or not at all.
+
+        Raises:
+            InputError: a broken line (all are named), or an id taken by other words.
+            WorkspaceLocked: another process is writing.
+        """
+        from llm_unlearn.ingest import ingest
+        from llm_unlearn.readers import read_documents
+        from llm_unlearn.takedown.tombstones import Tombstones
+
+        opened = self._opened
+        with self._writing(dry_run):
+            documents = (
+                read_documents(Path(source), skip_broken=skip_broken)
+                if isinstance(source, (str, Path))
+                else source
+            )
+            return ingest(
+                documents,
+                config=opened.config,
+                vault=opened.vault,
+                tombstones=Tombstones(opened.database, opened.keyring),
+                preparer=lambda: opened.store,
+                generation=opened.ledger.generation,
+                dry_run=dry_run,
+                progress=progress,
+            )
+
+    def train(
+        self,
+        *,
+        progress: Progress | None = None,
+        retrain_all: bool = False,
+        repair: bool = False,
+    ) -> Trained:
+        """Close the open generation and build every checkpoint that is missing.
+
+        Args:
+            retrain_all: adopt this machine's recipe and train every shard anew.
+            repair: dispose of checkpoints that cannot be read, so that they are built again.
+
+        Raises:
+            RecipeMismatch: this machine would compute other bits than the workspace was trained with.
+        """
+        from llm_unlearn.sisa.build import build, planned_steps, stale
+
+        opened = self._opened
+        with self._writing():
+            recipe = opened.current_recipe() if retrain_all else opened.check_recipe()
+            with opened.database.transaction():
+                opened.database.set_value("recipe", recipe.model_dump_json().encode())
+                opened.database.set_value("recipe digest", recipe.digest)
+                opened.ledger.close_generation()
+            doomed = stale(opened.wanted(), opened.checkpoints.listed())
+            if repair:
+                doomed += opened.checkpoints.unreadable()
+            disposed = opened.checkpoints.dispose(doomed)
+            states = opened.states()
+            steps = sum(planned_steps(state, opened.config.training) for state in states)
+            started = time.monotonic()
+            built = build(
+                states,
+                opened.models.host,
+                opened.checkpoints,
+                opened.config.training,
+                opened.examples,
+                progress,
+            )
+            seconds = time.monotonic() - started
+            if steps:
+                # history, not answering state: it only feeds the estimates of later plans
+                opened.database.set_value("seconds per step", json.dumps(seconds / steps).encode())
+        return Trained(tuple(built), tuple(disposed), steps, seconds)
+
+    def ask(self, question: str, groups: Collection[str]) -> Answer:
+        """Answer one question for a caller in the given groups.
+
+        Raises:
+            AccessDenied: no group given.
+            InputError: an empty question.
+        """
+        return self.ask_many([question], groups)[0]
+
+    def ask_many(self, questions: Sequence[str], groups: Collection[str]) -> list[Answer]:
+        """Answer several questions, each on its own; generation is batched."""
+        for question in questions:
+            if not question.strip():
+                raise InputError("The question is empty.", "Ask in words.")
+        if self._answerer is None:
+            from llm_unlearn.answering import Answerer
+
+            opened = self._opened
+            self._answerer = Answerer(
+                config=opened.config.answering,
+                default_group=opened.config.retrieval.default_group,
+                store=opened.store,
+                router=opened.router,
+                checkpoints=opened.checkpoints,
+                host=lambda: opened.models.host,
+                states=opened.states,
+            )
+        return self._answerer.ask(questions, groups)
+
+    def plan_takedown(self, request: Request, *, include_flagged: bool = False) -> Plan:
+        """What a takedown would do; changes nothing.
+
+        Raises:
+            NotFound: nothing live falls under the request.
+        """
+        from llm_unlearn.takedown.plan import make_plan
+
+        return make_plan(self._opened, request, include_flagged=include_flagged)
+
+    def takedown(
+        self,
+        request: Request | None = None,
+        *,
+        subject: str | None = None,
+        ids: Sequence[str] = (),
+        source: str | None = None,
+        text: str | None = None,
+        include_flagged: bool = False,
+        probe: bool = True,
+        on_state: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        confirm: Callable[[Plan], bool] | None = None,
+    ) -> Outcome | None:
+        """Remove everything that falls under a request, and prove it.
+
+        Give a `Request`, or name what to remove. A request that was done before is not done again.
+
+        Args:
+            confirm: shown the plan; if it says no, nothing happens and None is returned.
+            on_state: told of each state as it is reached; after "fenced" no answer draws on it.
+
+        Raises:
+            NotFound: nothing live falls under the request.
+        """
+        from llm_unlearn.takedown.machine import Takedowns
+        from llm_unlearn.takedown.request import Request as NewRequest
+
+        if request is None:
+            request = NewRequest.internal(subject=subject, ids=ids, source=source, text=text)
+        with self._writing():
+            takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
+            known = takedowns.known(request.id)
+            if known is not None:
+                return known
+            plan = self.plan_takedown(request, include_flagged=include_flagged)
+            if confirm is not None and not confirm(plan):
+                return None
+            return takedowns.run(plan, probe=probe)
+
+    def resume(self, *, progress: Progress | None = None) -> list[Outcome]:
+        """Finish accepted takedowns that a crash or a foreign recipe left unfinished."""
+        with self._writing(resuming=False):
+            from llm_unlearn.takedown.machine import Takedowns
+
+            return Takedowns(self._opened, progress=progress).resume()
+
+    def verify(self, receipt: str | Path, key: str | Path | None = None) -> Verified:
+        """Check a receipt against this workspace's public key (or another) and its log."""
+        from llm_unlearn.takedown.verify import verify_receipt
+
+        return verify_receipt(
+            Path(receipt), Path(key or self.public_key), log=self.path / "receipts"
+        )
+
+    def status(self) -> Status:
+        """What stands where."""
+        from llm_unlearn.status import status
+
+        return status(self._opened)
+
+    def where(self, document: str) -> Entry:
+        """Where one document went, by which rule and why.
+
+        Raises:
+            NotFound: there is no such document.
+        """
+        return self._opened.ledger.find(document)
+
+    @contextmanager
+    def _writing(self, dry_run: bool = False, *, resuming: bool = True) -> Iterator[None]:
+        """Hold the writer's lock; clear away what a killed writer left; finish its takedowns."""
+        if dry_run:
+            yield
+            return
+        opened = self._opened
+        if opened.database.readonly or not os.access(opened.path, os.W_OK):
+            raise WorkspaceReadOnly(
+                f"{opened.path} cannot be written.", "Give this user write access."
+            )
+        with WriterLock(opened.path / "lock"):
+            opened.checkpoints.sweep()
+            opened.vault.sweep()
+            if resuming:
+                from llm_unlearn.takedown.machine import Takedowns
+
+                Takedowns(opened).resume()
+            yield
+
+
+def _default_keys() -> Path:
+    chosen = os.environ.get("LLM_UNLEARN_KEYS")
+    home = Path(chosen) if chosen else Path.home() / ".local" / "share" / "llm-unlearn" / "keys"
+    return home.expanduser().absolute() / random.token_hex(8)
