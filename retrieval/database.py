@@ -91,6 +91,7 @@ class Database:
         run = self._connection.execute
         if create:
             run("PRAGMA page_size=4096")
+        if not self.readonly:
             run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("PRAGMA foreign_keys=ON")
@@ -128,8 +129,11 @@ class Database:
             )
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Write: all of the block or nothing, durable at the end; an inner one joins the outer.
+
+        With `durable` false a power cut, not a kill, may undo it until the next `erase_journal`:
+        for what the sweep would do again, right before that call. It saves two syncs.
 
         Raises:
             WorkspaceReadOnly, WorkspaceLocked, EnvironmentFailure (disk full), Damaged.
@@ -137,6 +141,7 @@ class Database:
         self.require_writable()
         with self._lock, _sqlite_errors(self.path):
             if self._depth == 0:
+                self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._connection.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:

@@ -4,9 +4,9 @@ Guarantees: every answer is a pure function of the set of entries, not of the or
 came and went: scores are recomputed in float64 per row, with bits that do not depend on the row's
 position; equal scores are ordered by (handle, chunk number); candidates are taken up to a boundary
 that position cannot move. `flat` and `flat16` find the exact nearest chunks; so does `rabitq` when at
-most 2,000 are visible, and else the best of those whose codes rank highest. Nothing is learned from
-the vectors, so nothing of a removed one stays; removed vectors are overwritten in memory. It keeps
-nothing on disk, encrypts nothing, and is not thread-safe.
+most 2,000 are visible, and else the best of those whose codes rank highest. Nothing is learned
+from the vectors, so nothing of a removed one stays; removed vectors are overwritten in memory. It
+keeps nothing on disk, encrypts nothing, and is not thread-safe.
 
 Rows are dense: removing moves the last rows into the holes, so a removal costs the rows removed,
 not the index.
@@ -21,6 +21,8 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from llm_unlearn.retrieval.fastscan import FastScan
 
 Kind = Literal["rabitq", "flat", "flat16"]
 _RESCORED = 200  # candidates of the codes that are scored exactly, at least
@@ -63,6 +65,7 @@ class VectorIndex:
         self.dim = dim
         self.kind = kind
         self._faiss = _codes(dim, kind)
+        self._fast = FastScan(dim) if kind == "rabitq" else None
         self._entries: dict[bytes, Entry] = {}
         self._numbers: list[Entry | None] = []
         self._free: list[int] = []
@@ -85,6 +88,10 @@ class VectorIndex:
     def get(self, handle: bytes) -> Entry | None:
         """The entry with this handle."""
         return self._entries.get(handle)
+
+    def entry(self, handle: bytes) -> Entry:
+        """The entry with this handle, which must be here."""
+        return self._entries[handle]
 
     def entries(self) -> Iterator[Entry]:
         """All entries in canonical order (by handle)."""
@@ -114,8 +121,11 @@ class VectorIndex:
             self._chunk_of[start:end] = np.arange(end - start)
             self._size = end
         if total:
-            self._code_rows()[first : self._size] = self._encode(self._vectors[first : self._size])
-        self._faiss.ntotal = self._size
+            codes = self._encode(self._vectors[first : self._size])
+            self._code_rows()[first : self._size] = codes
+            if self._fast:
+                self._fast.put(range(first, self._size), codes)
+        self._set_size(self._size)
 
     def remove(self, handles: Sequence[bytes]) -> None:
         """Remove entries and overwrite their vectors; unknown handles are passed over."""
@@ -135,12 +145,14 @@ class VectorIndex:
             array[holes] = array[movers]
         for array in arrays:
             array[size : self._size] = 0
+        if self._fast:
+            self._fast.put(holes.tolist(), codes[holes])
+            self._fast.clear(range(size, self._size))
         for row in holes.tolist():
             moved = self._numbers[self._number_of[row]]
             assert moved is not None
             moved.rows[self._chunk_of[row]] = row
-        self._size = size
-        self._faiss.ntotal = size
+        self._set_size(size)
 
     def vectors(self, entry: Entry) -> Floats:
         """A copy of the entry's vectors, (n, dim) float32, in chunk order."""
@@ -187,6 +199,11 @@ class VectorIndex:
 
     # --- inside
 
+    def _set_size(self, size: int) -> None:
+        self._size = self._faiss.ntotal = size
+        if self._fast:
+            self._fast.resize(size)
+
     def _candidates(
         self, query: Floats, k: int, count: int, rows: NDArray[np.bool_] | None
     ) -> NDArray[np.int64]:
@@ -214,6 +231,9 @@ class VectorIndex:
         self, query: Floats, rows: NDArray[np.bool_] | None
     ) -> Callable[[int], tuple[Floats, NDArray[np.int64]]]:
         """A function from m to FAISS's best m (scores, rows) among the visible."""
+        if rows is None and self._fast:
+            fast = self._fast
+            return lambda m: fast.search(query, m)
         parameters: Any = _parameters(self.kind)
         if rows is not None:
             bits = np.packbits(rows, bitorder="little")
@@ -260,6 +280,8 @@ class VectorIndex:
         # The first room is sized exactly; later growth by half keeps additions cheap.
         rows = rows if capacity == 0 else max(rows, capacity + capacity // 2)
         self._faiss.codes.resize(rows * self._faiss.code_size)
+        if self._fast:
+            self._fast.reserve(rows)
         self._number_of = _grown(self._number_of, rows)
         self._chunk_of = _grown(self._chunk_of, rows)
         if self.kind == "flat":

@@ -251,9 +251,11 @@ class Keyring:
     def recover(self) -> None:
         """Finish or undo a rotation that was killed: only the current files and root key stay.
 
-        For the one writer, when it opens.
+        For the one writer, when it opens; what it believed free may have been taken by another
+        writer since, so it looks again.
         """
         with self._lock:
+            self._free = None
             state = self._current()[0]
             stale = [*self.directory.glob("slots-*"), *self.directory.glob(".keyring.json.*.tmp")]
             with os_errors(f"write {self.directory}"):

@@ -7,7 +7,7 @@ thread-safe and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from llm_unlearn.errors import Damaged
 from llm_unlearn.retrieval import parts
-from llm_unlearn.retrieval.index import Entry, Floats, Kind, VectorIndex
+from llm_unlearn.retrieval.index import Entry, Floats, Kind, VectorIndex, exact_scores
+from llm_unlearn.retrieval.lexical import Lexical
 from llm_unlearn.retrieval.vault import Record, Vault
 from llm_unlearn.retrieval.visibility import Attribute, Test, combine
 
@@ -51,6 +52,7 @@ class LiveIndex:
         self._change = -1
         self._version = -1
         self._keyless: set[bytes] = set()  # live rows whose key is destroyed: deleted already
+        self._lexical: Lexical | None = None  # made by the first search by words
         self.index = VectorIndex(dim, kind)
         names = ("acl", "subject", "source", "license", "tags")
         self.attributes = {name: Attribute() for name in names}
@@ -77,14 +79,51 @@ class LiveIndex:
         return self._vault.database.change() != self._change
 
     def search(self, query: Floats, k: int, tests: Mapping[str, Test]) -> list[Found]:
-        """The `k` best chunks whose document passes every test."""
+        """The `k` chunks nearest to a unit vector whose document passes every test."""
         mask = combine(self.attributes, tests, len(self.index.numbers))
         return self.index.search(query, k, mask)
 
+    def search_words(
+        self, text: str, query: Floats, k: int, tests: Mapping[str, Test]
+    ) -> list[Found]:
+        """The `k` best chunks by BM25, each with its cosine; the first call reads every text.
+
+        Raises:
+            Damaged: a text does not decrypt.
+        """
+        if self._lexical is None:
+            self._lexical = Lexical()
+            entries = list(self.index.entries())
+            for start in range(0, len(entries), _LOAD):
+                self._read_words(entries[start : start + _LOAD])
+        mask = combine(self.attributes, tests, len(self.index.numbers))
+        places = self._lexical.search(text, k, None if mask is None else self._visible(mask))
+        found = []
+        for _, (handle, chunk) in places:
+            entry = self.index.entry(handle)
+            row = self.index.vectors(entry)[chunk : chunk + 1]
+            found.append((float(exact_scores(row, query)[0]), entry, chunk))
+        return found
+
+    def _visible(self, mask: NDArray[np.bool_]) -> Callable[[bytes], bool]:
+        def test(handle: bytes) -> bool:
+            return bool(mask[self.index.entry(handle).number])
+
+        return test
+
+    def _read_words(self, entries: Sequence[Entry]) -> None:
+        assert self._lexical is not None
+        bodies = self._vault.read_live([entry.note.record for entry in entries], "body")
+        for entry, body in zip(entries, bodies, strict=True):
+            text = "" if body is None else parts.unpack_body(body).content
+            spans = entry.note.spans.tolist()
+            self._lexical.add(entry.handle, [text[start:end] for start, end in spans])
+
     def drop_destroyed(self, entries: Collection[Entry]) -> bool:
         """Take out those whose key is gone while their row still stands; whether any was."""
-        keys = self._vault.keyring.keys([entry.note.record.slot for entry in entries])
-        gone = [e.handle for e, key in zip(entries, keys, strict=True) if key is None]
+        slots = {entry.handle: entry.note.record.slot for entry in entries}
+        keys = self._vault.keyring.keys(list(slots.values()))
+        gone = [handle for handle, key in zip(slots, keys, strict=True) if key is None]
         self._remove(gone)
         return bool(gone)
 
@@ -151,18 +190,20 @@ class LiveIndex:
             note = Note(record, versions[record.handle], parts.unpack_meta(meta), spans)
             items.append((record.handle, note, vectors))
         self.index.add(items)
-        for handle, _, _ in items:
-            entry = self.index.get(handle)
-            assert entry is not None
+        entries = [self.index.entry(handle) for handle, _, _ in items]
+        for entry in entries:
             meta = entry.note.meta
             groups = frozenset(meta.acl or self._default)
             for name, attribute in self.attributes.items():
                 attribute.put(entry.number, groups if name == "acl" else getattr(meta, name))
+        if self._lexical is not None:
+            self._read_words(entries)
 
     def _remove(self, handles: Sequence[bytes]) -> None:
+        """Take out documents, all of which must be here."""
         for handle in handles:
-            entry = self.index.get(handle)
-            if entry is not None:
-                for attribute in self.attributes.values():
-                    attribute.drop(entry.number)
+            for attribute in self.attributes.values():
+                attribute.drop(self.index.entry(handle).number)
+            if self._lexical is not None:
+                self._lexical.remove(handle)
         self.index.remove(handles)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,38 +30,23 @@ from llm_unlearn.errors import (
 from llm_unlearn.files import os_errors
 from llm_unlearn.retrieval import embedding, parts
 from llm_unlearn.retrieval.audit import check_record
+from llm_unlearn.retrieval.backup import backup, restore
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.embedding import Embedder, Floats
+from llm_unlearn.retrieval.hits import Hit, read_hits
 from llm_unlearn.retrieval.keyring import Keyring
-from llm_unlearn.retrieval.live import Found, LiveIndex, Note
+from llm_unlearn.retrieval.live import Found, LiveIndex
 from llm_unlearn.retrieval.lock import WriterLock
 from llm_unlearn.retrieval.prepare import Preparer, Span
+from llm_unlearn.retrieval.query import Mode, Query, access
 from llm_unlearn.retrieval.roots import RootKey
 from llm_unlearn.retrieval.settings import StoreSettings
 from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
-from llm_unlearn.retrieval.visibility import Test, any_of
 
 __all__ = ["Embedder", "Hit", "Store"]
 
 DATABASE = "workspace.db"
 _BATCH_BYTES = 1 << 23  # packed parts per transaction while adding
-_MOST = 1000  # hits per search
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One chunk that answers. `score` is the cosine, exact in float64, in [-1, 1]."""
-
-    handle: bytes
-    subject_mark: bytes
-    document: str
-    subject: str
-    source: str
-    license: str
-    start: int
-    end: int
-    text: str
-    score: float
 
 
 class Store:
@@ -159,6 +143,28 @@ class Store:
                 vault.delete([record.handle for record in fenced])
             store._closing = stack.pop_all()
         return store
+
+    def backup(self, target: Path) -> None:
+        """Copy the store to the new file `target` while it is in use: ciphertext, no key."""
+        backup(self.vault.database, target)
+
+    @classmethod
+    def restore(
+        cls, source: Path, path: Path, keys: Path, embedder: Embedder, root: RootKey | None = None
+    ) -> Self:
+        """Make the store in `path` from a backup, with the current keys, open for writing.
+
+        Documents deleted or replaced since the backup do not come back (see `backup`).
+
+        Raises:
+            InputError: `path` holds a store.
+            Damaged, KeysMissing, RecipeMismatch: the backup cannot be used.
+        """
+        with os_errors(f"write {path}"):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with WriterLock(path / "lock"), closing(Keyring.open(keys, root)) as keyring:
+            restore(source, path / DATABASE, keyring)
+        return cls.open(path, keys, embedder, root=root, write=True)
 
     def close(self) -> None:
         """Forget the index; a standalone store also closes its files and gives up its lock."""
@@ -285,32 +291,37 @@ class Store:
         *,
         groups: Collection[str],
         k: int = 5,
+        mode: Mode = "dense",
+        diversity: float = 0.0,
         subjects: Collection[str] | None = None,
         sources: Collection[str] | None = None,
         licenses: Collection[str] | None = None,
         tags: Collection[str] | None = None,
     ) -> list[Hit]:
-        """The `k` chunks nearest to `query` that the groups may see, best first.
+        """The `k` best chunks that the groups may see, best first.
 
         Equal scores are ordered by (handle, chunk). Each filter that is given must match: subject,
         source and licence one of the values, tags any of them.
 
+        Args:
+            query: the question, embedded as it is.
+            groups: the caller's groups.
+            k: how many, 1 to 1,000.
+            mode: `dense` by cosine; `lexical` by BM25 (`lexical`), only chunks that hold a word of
+                the query; `hybrid` by reciprocal rank fusion of both.
+            diversity: above 0, choose among the best 10 k by maximal marginal relevance.
+            subjects, sources, licenses, tags: filters.
+
         Raises:
             AccessDenied: `groups` is empty.
-            InputError: the query is blank, or `k` is out of range.
+            InputError: the query is blank, or a value is out of range.
+            Damaged: a document does not decrypt.
         """
+        tests = access(groups, subjects, sources, licenses, tags)
         if not query.strip():
             raise InputError("the query is empty.", "Ask something.")
-        _check_groups(groups)
-        return self.search_vector(
-            embedding.encode(self.embedder, [query])[0],
-            groups=groups,
-            k=k,
-            subjects=subjects,
-            sources=sources,
-            licenses=licenses,
-            tags=tags,
-        )
+        unit = embedding.encode(self.embedder, [query])[0]
+        return self._answer(Query(query, unit, k, tests, mode, diversity))
 
     def search_vector(
         self,
@@ -323,28 +334,24 @@ class Store:
         licenses: Collection[str] | None = None,
         tags: Collection[str] | None = None,
     ) -> list[Hit]:
-        """As `search`, for a vector (dim,) of any length but zero."""
-        _check_groups(groups)
-        if not 1 <= k <= _MOST:
-            raise InputError(f"k={k} is out of range.", f"Ask for 1 to {_MOST} hits.")
+        """As a dense `search`, for a vector (dim,) of any length but zero."""
+        tests = access(groups, subjects, sources, licenses, tags)
         unit = embedding.unit(vector, self.embedder.dim)
-        tests: dict[str, Test] = {"acl": any_of(groups)}
-        for name, wanted in (("subject", subjects), ("source", sources), ("license", licenses)):
-            if wanted is not None:
-                tests[name] = set(wanted).__contains__
-        if tags is not None:
-            tests["tags"] = any_of(tags)
+        return self._answer(Query("", unit, k, tests))
+
+    def _answer(self, query: Query) -> list[Hit]:
         with self._lock:
             while True:
                 self._live.refresh()
-                best = self._live.search(unit, k, tests)
+                found: list[Found] = []
                 try:
-                    return self._hits(best)
+                    found = query.find(self._live)
+                    return read_hits(self.vault, found)
                 except Damaged:
                     # Another process may have deleted between `refresh` and the reading.
                     if self._live.moved():
                         continue
-                    if not self._live.drop_destroyed([entry for _, entry, _ in best]):
+                    if not self._live.drop_destroyed([entry for _, entry, _ in found]):
                         raise
 
     def nearest(self, vector: Floats, k: int) -> list[tuple[float, Record, int]]:
@@ -357,33 +364,6 @@ class Store:
             self._live.refresh()
             best = self._live.search(unit, k, {})
             return [(score, entry.note.record, chunk) for score, entry, chunk in best]
-
-    def _hits(self, best: Sequence[Found]) -> list[Hit]:
-        records = {entry.handle: entry.note.record for _, entry, _ in best}
-        bodies = self.vault.read_many(list(records.values()), "body")
-        texts = {
-            handle: parts.unpack_body(body).content
-            for handle, body in zip(records, bodies, strict=True)
-        }
-        hits = []
-        for score, entry, chunk in best:
-            note: Note = entry.note
-            start, end = (int(at) for at in note.spans[chunk])
-            hits.append(
-                Hit(
-                    entry.handle,
-                    note.record.subject,
-                    note.meta.id,
-                    note.meta.subject,
-                    note.meta.source,
-                    note.meta.license,
-                    start,
-                    end,
-                    texts[entry.handle][start:end],
-                    score,
-                )
-            )
-        return hits
 
     # --- looking at it
 
@@ -497,13 +477,6 @@ def _batch(records: Iterator[NewRecord]) -> list[NewRecord]:
         if size >= _BATCH_BYTES:
             break
     return batch
-
-
-def _check_groups(groups: Collection[str]) -> None:
-    if isinstance(groups, str) or not all(isinstance(group, str) for group in groups):
-        raise InputError(f"groups must be a collection of names, not {groups!r}.")
-    if not groups:
-        raise AccessDenied("a caller without groups sees nothing.", "Name the caller's groups.")
 
 
 def _stored_settings(database: Database) -> StoreSettings:

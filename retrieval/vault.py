@@ -201,8 +201,12 @@ class Vault:
         with self.database.reading() as connection:
             rows = self._rows_of(connection, list(handles))
         self.keyring.destroy(record.slot for record, _ in rows.values())
-        with self.database.transaction() as connection:
-            rows = self._rows_of(connection, list(rows))
+        self.drop_rows(list(rows))
+
+    def drop_rows(self, handles: Sequence[bytes]) -> None:
+        """Remove rows whose keys are gone already, and erase the journal; `delete` otherwise."""
+        with self.database.transaction(durable=False) as connection:
+            rows = self._rows_of(connection, handles)
             self._remove(connection, rows)
             if rows:
                 self._put_summary(self._summary().after(removed=rows.values()))

@@ -150,3 +150,60 @@ def test_removed_vectors_are_overwritten_in_memory(kind: Any) -> None:
     index.remove([entry.handle])
     assert needle[: 4 * DIM] not in index._vectors.tobytes()
     assert code[: len(code) // 3] not in index._code_rows().tobytes()
+
+
+class TestRabitq:
+    """More than 2,000 chunks, so that the codes choose the candidates."""
+
+    N = 4000
+
+    def build(self, documents: dict[bytes, Any], order: Any) -> VectorIndex:
+        index = VectorIndex(DIM, "rabitq")
+        index.add([(handle, None, documents[handle]) for handle in order])
+        return index
+
+    def test_history_leaves_no_trace(self) -> None:
+        """Equal vectors by the hundred straddle the cut of the candidates, in another order."""
+        rng = np.random.default_rng(6)
+        pool = unit_rows(rng, 12)
+        documents = {
+            i.to_bytes(16, "big"): pool[rng.integers(0, 12, 2)] if i % 2 else unit_rows(rng, 2)
+            for i in range(self.N // 2)
+        }
+        handles = list(documents)
+        shuffled = [handles[i] for i in rng.permutation(len(handles))]
+        index = self.build(documents, shuffled)
+        extra = {(10**6 + i).to_bytes(16, "big"): unit_rows(rng, 3) for i in range(500)}
+        index.add([(handle, None, vectors) for handle, vectors in extra.items()])
+        index.remove(shuffled[:300])
+        index.remove(list(extra))
+        index.add([(handle, None, documents[handle]) for handle in sorted(shuffled[:300])])
+        fresh = self.build(documents, sorted(handles))
+        visible = rng.random(len(index.numbers)) < 0.8
+        allowed = {e.handle for e, v in zip(index.numbers, visible, strict=True) if v and e}
+        mirrored = np.array([e is not None and e.handle in allowed for e in fresh.numbers])
+        for query in (*pool[:4], *unit_rows(rng, 4)):
+            for k in (1, 10, 300):
+                assert answer(index, query, k) == answer(fresh, query, k)
+                assert answer(index, query, k, visible) == answer(fresh, query, k, mirrored)
+
+    def test_recall(self) -> None:
+        """Of the exact ten nearest among 27,000 vectors in clusters of ten."""
+        rng = np.random.default_rng(7)
+        centres = unit_rows(rng, 3000, 128)
+        noise = 0.05 * rng.standard_normal((3000, 10, 128))
+        rows = centres[:, None, :] + noise
+        rows = (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
+        documents = {i.to_bytes(16, "big"): rows[i] for i in range(3000)}
+        index = VectorIndex(128, "rabitq")
+        index.add([(handle, None, vectors) for handle, vectors in documents.items()])
+        index.remove([i.to_bytes(16, "big") for i in range(0, 600, 2)])
+        for i in range(0, 600, 2):
+            del documents[i.to_bytes(16, "big")]
+        found = 0
+        for i in range(20):
+            query = unit_rows(rng, 1, 128)[0] * 0.3 + centres[100 * i + 1]
+            query = (query / np.linalg.norm(query)).astype(np.float32)
+            right = reference(documents, query, 10)
+            found += len({r[1:] for r in right} & {r[1:] for r in answer(index, query, 10)})
+        assert found >= 198

@@ -93,7 +93,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def search(self) -> None:
         """Searching in between makes the index follow each change instead of loading at the end."""
-        self.store.search("heron", groups=["staff"])
+        self.store.search("heron", groups=["staff"], mode="hybrid")
 
     @invariant()
     def knows_what_is_live(self) -> None:
@@ -109,9 +109,9 @@ class Machine(RuleBasedStateMachine):
             assert self.store.canonical_bytes() == other.canonical_bytes()
             for query in QUERIES:
                 for groups in (["staff"], ["few"], ["few", "staff"]):
-                    for k in (1, 3, 50):
-                        mine = self.store.search(query, groups=groups, k=k)
-                        assert mine == other.search(query, groups=groups, k=k)
+                    for k, mode in ((1, "dense"), (3, "hybrid"), (50, "lexical"), (50, "dense")):
+                        mine = self.store.search(query, groups=groups, k=k, mode=mode)
+                        assert mine == other.search(query, groups=groups, k=k, mode=mode)
             self.store.verify()
             slots = {r.slot for r in self.store.vault.records(states=("live", "held"))}
             assert self.store.vault.keyring.live_slots() == slots

@@ -1,0 +1,109 @@
+"""Copies of a store that deletion reaches: ciphertext only, readable with the current keys only.
+
+Guarantees: `backup` copies one consistent state while the store is in use, and no key; `restore`
+gives back what the backup holds except every document deleted or replaced since, whose key is gone.
+Documents written after the backup are not in it: restoring means losing them, their keys included,
+so restore only what is to be used from then on with these keys.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+from llm_unlearn.errors import Damaged, InputError
+from llm_unlearn.files import os_errors, sync_directory
+from llm_unlearn.retrieval.database import Database
+from llm_unlearn.retrieval.keyring import Keyring
+from llm_unlearn.retrieval.vault import STATES, Record, Vault
+
+
+def backup(database: Database, target: Path) -> None:
+    """Copy the database to the new file `target` (mode 0600), durably, while it is in use.
+
+    Raises:
+        InputError: `target` is there already.
+        EnvironmentFailure: the disk is full.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there already.", "Give a new name.")
+    part = target.with_name(f".{target.name}.part")
+    with os_errors(f"write {target}"):
+        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        try:
+            copy = sqlite3.connect(part)
+            try:
+                with database.reading() as connection:
+                    connection.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
+            finally:
+                copy.close()
+            _sync(part)
+            part.rename(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_directory(target.parent)
+
+
+def restore(source: Path, target: Path, keyring: Keyring) -> int:
+    """Make `target` a new database from a backup, with the deletions made since replayed.
+
+    Returns:
+        How many records of the backup were deleted since.
+
+    Raises:
+        InputError: `target` is there already.
+        Damaged: the backup is not what was written.
+        KeysMissing: the keyring is not that of the backup.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there already.", "Move it away first.")
+    part = target.with_name(f".{target.name}.part")
+    with os_errors(f"write {target}"):
+        for leftover in (part, *(Path(f"{part}{end}") for end in ("-wal", "-shm"))):
+            leftover.unlink(missing_ok=True)
+        shutil.copyfile(source, part)
+        part.chmod(0o600)
+    try:
+        with Database.open(part) as database:
+            vault = Vault(database, keyring)
+            vault.verify_rows()
+            records = vault.records(states=STATES)
+            gone = [record.handle for record in records if _deleted(vault, record)]
+            vault.drop_rows(gone)
+        _sync(part)
+        part.rename(target)
+        sync_directory(target.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return len(gone)
+
+
+def _deleted(vault: Vault, record: Record) -> bool:
+    """Whether the record's key is gone: destroyed, or its slot given to another record since.
+
+    In the second case every part fails; one that fails among others is damaged.
+    """
+    failed = []
+    names = vault.part_names(record)
+    for name in names:
+        try:
+            if vault.read_live([record], name) == [None]:
+                return True
+        except Damaged as error:
+            failed.append(error)
+    if failed and len(failed) < len(names):
+        raise failed[0]
+    return bool(failed)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
