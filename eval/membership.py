@@ -1,7 +1,7 @@
 """Was this text in the training data? Scores a text, and how well the scores tell members apart.
 
-Guarantees: every score has the same sign, higher means member; every score that needs no gradient,
-no perturbed text and no second model comes from the one pass of `passes`. A text of any length has a
+Guarantees: every score has the same sign, higher means member; each that needs no gradient, no
+changed text and no second model comes from the one pass of `passes`. A text of any length has a
 Min-K% score (at least one token counts). AUC counts ties as one half; a true positive rate at a
 false positive rate uses only thresholds that the non-members allow, without interpolation.
 

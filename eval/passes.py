@@ -7,9 +7,8 @@ token masks nothing real; the last token of a text is scored; logits are reduced
 never kept.
 
 It does not guarantee the same bits for another batch size: right padding cannot reach a real token
-of a causal model, but matrix products of other shapes round differently, so values agree only to
-float noise (about 1e-6 in float32, 1e-2 in bfloat16). A text longer than the model's context is
-refused, not cut.
+of a causal model, but matrix products of other shapes round differently, so values agree to float
+noise only (about 1e-6 in float32, 1e-2 in bfloat16). Texts longer than the context are refused.
 """
 
 from __future__ import annotations
@@ -318,7 +317,8 @@ def score_tokens(
             wanted = np.unique(np.concatenate([targets[i] - 1 for i in batch]))
             if not len(wanted):
                 for i in batch:
-                    results[i] = _empty(len(sampling))
+                    none = torch.zeros((0, vocabulary))
+                    results[i] = _reduce(none, targets[i], ids[0, :0], targets[i], sampling)
                 continue
             extra = {"logits_to_keep": torch.from_numpy(wanted).to(device)} if keeps else {}
             out = model(
@@ -346,14 +346,6 @@ def score_encoded(
     """`score_tokens` on what `encode_pairs`, `encode_texts` or `encode_chats` return."""
     return score_tokens(
         model, [e.ids for e in encoded], [e.mask for e in encoded], batch_size, sampling=sampling
-    )
-
-
-def _empty(schemes: int) -> TokenScores:
-    whole = np.zeros(0, np.int64)
-    real = np.zeros(0, np.float32)
-    return TokenScores(
-        whole, whole, real, np.zeros(0, bool), whole, real, real, np.zeros((schemes, 0), np.float32)
     )
 
 

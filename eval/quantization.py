@@ -2,8 +2,8 @@
 
 Guarantees: weights are rounded to what 8 or 4 bits can hold and put back, bit for bit, afterwards;
 the same on every machine. It is round-to-nearest with absolute-maximum scaling, in groups along the
-input; it does not calibrate on data (GPTQ, AWQ), nor use NF4, and computes in the model's own dtype,
-so it shows what rounding does, not how fast a kernel is.
+input; it does not calibrate on data (GPTQ, AWQ), nor use NF4, and computes in the model's own
+dtype, so it shows what rounding does, not how fast a kernel is.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Guarantees: training is deterministic (given order, no dropout, AdamW without weight decay); the
 model is put back, bit for bit, afterwards. A text that was really forgotten relearns no faster than
-on a model that never had it, so run the same budget on that one; this probe gives the curve, not the
-verdict. It trains all parameters that ask for gradients; it holds one copy of them meanwhile.
+on a model that never had it, so run the same budget on that one; this probe gives the curve, not
+the verdict. It trains all parameters that ask for gradients and holds one copy of them meanwhile.
 """
 
 from __future__ import annotations

@@ -124,27 +124,31 @@ class _Stream:
         """Look at the next part."""
         buffer = self._carry + data
         old = len(self._carry)
-        for start, stop, kind in _search(self._needles, buffer, old, self._covered - self._seen):
-            again = self._seen + start <= self._covered
-            self._covered = max(self._covered, self._seen + stop)
-            if not again and not self._file.full:
-                where = " in ".join((kind, *reversed(self._inside)))
-                self._file.found(self._origin if self._inside else self._seen + start, where)
+        for start, stop, kind in _fragments(self._needles, buffer, self._covered - self._seen):
+            if self._seen + start > self._covered:
+                self._found(start, kind)
+            self._covered = self._seen + stop
+        for start, kind in _wholes(self._needles, buffer, old):
+            self._found(start, kind)
         self._open_streams(buffer, old, data)
         self._carry = buffer[-_CARRY:]
         self._seen += len(buffer) - len(self._carry)
 
+    def _found(self, start: int, kind: str) -> None:
+        if not self._file.full:
+            where = " in ".join((kind, *reversed(self._inside)))
+            self._file.found(self._origin if self._inside else self._seen + start, where)
+
     def _open_streams(self, buffer: bytes, old: int, data: bytes) -> None:
         self._children = [c for c in self._children if self._pass_on(*c, data)]
         for at, packing in _signatures(buffer, old):
+            made = unpacker(packing, self._seen + at == 0)
             if len(self._inside) == DEPTH:
-                # Two bytes come by chance too often to be worth a word.
-                if packing != "zlib":
+                if _is_stream(made, packing, buffer[at : at + _FIRST]):
                     self._file.unsearched(f"streams more than {DEPTH} levels deep")
                 continue
             origin = self._origin if self._inside else self._seen + at
             child = _Stream(self._file, self._needles, (*self._inside, packing), origin)
-            made = unpacker(packing)
             # Small bites first: most streams, true or false, end soon.
             size, goes_on = _FIRST, True
             while goes_on and at < len(buffer):
@@ -178,14 +182,22 @@ class _Stream:
         return goes_on and not made.done
 
 
-def _search(
-    needles: Needles, buffer: bytes, old: int, covered: int
-) -> Iterator[tuple[int, int, str]]:
-    """Start, stop and kind of what is found in `buffer`.
+def _is_stream(made: Unpacker, packing: Packing, data: bytes) -> bool:
+    """Whether `data` begins a real stream: short signatures come by chance, and break soon."""
+    got = 0
+    try:
+        for piece in made.unpack(data):
+            got += len(piece)
+    except BrokenError:
+        return False
+    except UnreadableError:
+        return True
+    # Chance bytes often pass for a few bytes of zlib, but not for its checksum.
+    return made.done if packing == "zlib" else made.done or got >= 32
 
-    Short needles that end in the first `old` bytes, and samples that end before `covered`, are
-    left out: they were found before.
-    """
+
+def _fragments(needles: Needles, buffer: bytes, covered: int) -> Iterator[tuple[int, int, str]]:
+    """Start, stop and kind of each stretch in `buffer` that holds a fragment, from `covered` on."""
     words = np.frombuffer(buffer, np.uint64, len(buffer) // 8 if len(needles.hashes) else 0)
     for first in range(0, len(words) - 1, _STEP):
         for index, form, place in needles.candidates(words[first : first + _STEP + 1]):
@@ -200,10 +212,14 @@ def _search(
             if after >= WINDOW and form.proves(place - before, place + after):
                 covered = at + after
                 yield at - before, at + after, form.kind
+
+
+def _wholes(needles: Needles, buffer: bytes, old: int) -> Iterator[tuple[int, str]]:
+    """Start and kind of each short needle in `buffer` that does not end in its first `old` bytes."""
     if needles.short is not None:
         for index, first, last in needles.short.find_matches_as_indexes(buffer, overlapping=True):
             if last > old:
-                yield first, last, needles.short_kinds[index]
+                yield first, needles.short_kinds[index]
 
 
 def _signatures(buffer: bytes, old: int) -> Iterator[tuple[int, Packing]]:
@@ -308,7 +324,8 @@ def _scan_file(file: _File, needles: Needles, step: Callable[[], object]) -> Non
 
 def _scan_name(file: _File, needles: Needles) -> None:
     name = os.fsencode(file.path.name)
-    for _, _, kind in _search(needles, name, 0, -1):
+    kinds = [kind for _, _, kind in _fragments(needles, name, -1)]
+    for kind in kinds + [kind for _, kind in _wholes(needles, name, 0)]:
         file.found(0, f"{kind} in the file's name")
 
 

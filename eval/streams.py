@@ -101,7 +101,8 @@ class _Whole:
 
 
 class _Zstd:
-    def __init__(self) -> None:
+    def __init__(self, first: bool) -> None:
+        self._first = first
         self._inner = zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()
         self.done = False
 
@@ -110,7 +111,9 @@ class _Zstd:
             try:
                 out = self._inner.decompress(data[start : start + _ZSTD_SLICE])
             except zstandard.ZstdError as error:
-                reason = str(error)
+                # Four bytes come by chance once in 4 GB, and most headers then ask for the
+                # impossible: believe that only where a stream is expected to start.
+                reason = str(error) if self._first else ""
                 if "memory" in reason:
                     raise UnreadableError("a zstd stream that needs more than 256 MiB") from error
                 if "ictionary" in reason:
@@ -124,11 +127,15 @@ class _Zstd:
 
 
 class _Zip:
-    """One member, from its local header on. Stored members lie in the clear and need no unpacking;
-    those packed as bz2, xz or zstd carry their own signatures."""
+    """One member, from its local header on.
+
+    Stored members lie in the clear; those packed as bz2, xz or zstd have signatures of their own.
+    """
 
     _HEADER = struct.Struct("<4sHHHHHIIIHH")
     _CARRIED = (0, 12, 93, 95)
+    _METHODS = (*range(21), *range(93, 100))
+    _NEWEST, _LONGEST_NAME = 63, 4096  # version needed to extract; bytes
 
     def __init__(self) -> None:
         self._head = b""
@@ -140,7 +147,10 @@ class _Zip:
             self._head += data
             if len(self._head) < self._HEADER.size:
                 return
-            _, _, flags, method, _, _, _, _, _, name, extra = self._HEADER.unpack_from(self._head)
+            _, version, flags, method, *_, name, extra = self._HEADER.unpack_from(self._head)
+            known = method in self._METHODS and version & 0xFF <= self._NEWEST and version < 1 << 13
+            if not known or not 0 < name <= self._LONGEST_NAME:
+                raise BrokenError
             body = self._HEADER.size + name + extra
             if flags & 1:
                 raise UnreadableError("an encrypted ZIP member")
@@ -157,8 +167,12 @@ class _Zip:
         self.done = self._inner.done
 
 
-def unpacker(packing: Packing) -> Unpacker:
-    """A new unpacker for a stream that starts with that packing's signature."""
+def unpacker(packing: Packing, first: bool) -> Unpacker:
+    """A new unpacker for a stream with that packing's signature.
+
+    `first` says whether it is the first thing in its file or in the stream around it; only there is
+    a zstd frame that needs a dictionary or too much memory told from a signature by chance.
+    """
     if packing == "gzip":
         return _Deflate(16 + zlib.MAX_WBITS)
     if packing == "zlib":
@@ -168,5 +182,5 @@ def unpacker(packing: Packing) -> Unpacker:
     if packing == "xz":
         return _Whole(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY))
     if packing == "zstd":
-        return _Zstd()
+        return _Zstd(first)
     return _Zip()

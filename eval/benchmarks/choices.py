@@ -1,8 +1,8 @@
 """Multiple choice: MMLU and WMDP by their published files, scored as lm-eval-harness does.
 
 Guarantees: the prompt of Hendrycks et al. (2021) with optional worked examples; the answer is the
-letter with the largest log-probability after "Answer:". It asks for letters only; a model that knows
-the answer but not the format scores at chance, which is why a never-had control belongs beside it.
+letter with the largest log-probability after "Answer:". It asks for letters only; a model that
+knows the answer but not the format scores at chance, so a never-had control belongs beside it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
                 f"{path}, line {error.lineno}: {error.msg}.", "Download the file again."
             ) from error
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines: published rows hold U+2028 and its like inside their strings.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))

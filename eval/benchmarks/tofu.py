@@ -21,7 +21,7 @@ from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval.benchmarks.rows import read_rows
 from llm_unlearn.eval.memorization import loss
 from llm_unlearn.eval.passes import Encoded, encode_pairs, score_encoded
-from llm_unlearn.eval.truth_ratio import truth_ratio, truth_score
+from llm_unlearn.eval.truth_ratio import Purpose, truth_ratio, truth_score
 
 PER_AUTHOR = 20
 
@@ -47,12 +47,7 @@ def load(path: Path) -> list[Row]:
             row["question"],
             row["answer"],
             row.get("paraphrased_answer", row["answer"]),
-            tuple(
-                row.get(
-                    "perturbed_answer",
-                    row.get("option", {}).values() if isinstance(row.get("option"), dict) else (),
-                )
-            ),
+            tuple(row.get("perturbed_answer", ())),
         )
         for row in read_rows(path, ("question", "answer"))
     ]
@@ -136,7 +131,7 @@ def rouge_recall(candidates: Sequence[str], references: Sequence[str]) -> list[f
         EnvironmentFailure: `rouge_score` is not installed.
     """
     try:
-        from rouge_score import rouge_scorer
+        from rouge_score import rouge_scorer  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise EnvironmentFailure(
             "the published ROUGE needs rouge_score.", "pip install rouge-score"
@@ -168,7 +163,7 @@ def task(found: Losses, rouge: Sequence[float], *, options: bool, forget: bool =
     if options:
         every = right + np.array([np.exp(-w).sum() for w in found.perturbed])
         right = right / every
-    purpose = "forgotten" if forget else "kept"
+    purpose: Purpose = "forgotten" if forget else "kept"
     return Task(
         float(right.mean()),
         float(np.mean(rouge)),
@@ -177,7 +172,7 @@ def task(found: Losses, rouge: Sequence[float], *, options: bool, forget: bool =
 
 
 def model_utility(retain: Task, real_authors: Task, world_facts: Task) -> float:
-    """Harmonic mean of the nine scores. Eight of 1 and one of 1/2: 9 / (8 + 2) = 0.9; a 0 gives 0."""
+    """Harmonic mean of the nine scores; eight of 1 and one of 1/2: 9 / (8 + 2) = 0.9; a 0: 0."""
     nine = np.array(
         [
             value
@@ -205,7 +200,7 @@ def forget_quality(unlearned: ArrayLike, never_had: ArrayLike) -> ForgetQuality:
         EnvironmentFailure: scipy is not installed.
     """
     try:
-        from scipy.stats import ks_2samp
+        from scipy.stats import ks_2samp  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise EnvironmentFailure("the KS test needs scipy.", "pip install scipy") from error
     made = ks_2samp(np.asarray(unlearned, np.float64), np.asarray(never_had, np.float64))
