@@ -2,9 +2,9 @@
 
 Guarantees: a copy with the same letters and digits in the same order is always found, whatever was
 done to its case, white space, punctuation, line breaks, Unicode form or diacritics; so is any text
-that shares `quotation_words` consecutive words with one text of the request. Candidates are
-streamed: one is held at a time, nothing is written, and what is built from the request dies with
-the call. The same input gives the same answer in every process.
+that shares `quotation_words` (10 or more) consecutive words with one text of the request.
+Candidates are streamed: one is held at a time, nothing is written, and what is built from the
+request dies with the call. The same input gives the same answer in every process.
 
 Does not guarantee: to find translations, summaries and paraphrases. Those whose vectors lie close
 are flagged for people; measured rates stand in docs/closure.md. A text of fewer than `SEED` letters
@@ -48,13 +48,14 @@ _GAP: Final = 12
 _DENSE: Final = 0.75
 """Share of a passage's letters that must agree for it to count; the rest is scanning noise."""
 
+
 RULE: Final = (
-    "Every live and staged document was compared with the texts of the request, folded to bare "
-    "letters: equal letters (exact); word shingles or letters in common over the larger text above "
-    "a threshold (near-duplicate); one text within the other, or a long enough run of words in "
-    "common (quotation); close vectors (paraphrase: shown to people, not deleted)."
+    "every other live document was compared with the texts of the request, folded to bare letters: "
+    "equal letters (exact); word shingles, or letters in common over the longer text, above a "
+    "threshold (near-duplicate); one text within the other, or a long enough run of words in "
+    "common (quotation); close vectors (paraphrase: shown to people, not deleted)"
 )
-"""For the receipt."""
+"""How copies were looked for; `closure.rule` of a receipt."""
 
 
 class Thresholds(Protocol):
@@ -237,7 +238,7 @@ class _Searcher:
         shorter = np.minimum(self.lengths, len(letters))
         enough = (counts > 0) & (counts * _STRIDE >= _SUSPECT * shorter)
         if peak >= self.streak:
-            enough |= counts >= _FEW
+            enough |= counts >= min(_FEW, self.streak)
         return [int(number) for number in np.flatnonzero(enough)]
 
     def _compare(

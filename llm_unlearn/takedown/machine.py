@@ -26,7 +26,6 @@ from llm_unlearn.errors import RecipeMismatch
 from llm_unlearn.opened import Opened
 from llm_unlearn.sisa.build import Progress, build, stale
 from llm_unlearn.takedown import receipt as receipts
-from llm_unlearn.takedown.closure import RULE
 from llm_unlearn.takedown.journal import Case, Filed, Journal
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.tombstones import Tombstones
@@ -35,6 +34,12 @@ from llm_unlearn.takedown.verify import request_reference
 if TYPE_CHECKING:
     from llm_unlearn.takedown.evidence import Evidence
 
+_RULE = (
+    "Every live document was compared with the texts of the request, folded to bare letters: equal "
+    "letters (exact); word shingles or letters in common above a threshold (near-duplicate); one "
+    "text within the other, or a long enough run of words in common (quotation); close vectors "
+    "(paraphrase: shown to people, not deleted)."
+)
 _DISPOSAL = (
     "data keys overwritten with zeros in place and synced; then rows removed, pages zeroed and the "
     "write-ahead log truncated; checkpoint keys likewise, then their files removed"
@@ -269,7 +274,7 @@ def _closure(opened: Opened, plan: Plan) -> receipts.Closure:
     removed = sum(item.kind == "paraphrase" for item in plan.removed)
     thresholds = opened.config.takedown.model_dump()
     return receipts.Closure(
-        rule=RULE,
+        rule=_RULE,
         thresholds={k: receipts.decimal(float(v)) for k, v in sorted(thresholds.items())},
         compared=plan.compared,
         requested=count("requested"),
@@ -277,7 +282,7 @@ def _closure(opened: Opened, plan: Plan) -> receipts.Closure:
         near_duplicate=count("near-duplicate"),
         quotation=count("quotation"),
         flagged=count("paraphrase"),
-        review=receipts.Review(removed=removed, kept=len(plan.flagged)),
+        review=receipts.Review(removed=removed, open=len(plan.flagged)),
     )
 
 

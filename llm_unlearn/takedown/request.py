@@ -11,6 +11,7 @@ examples stand in `configs/requests/`.
 from __future__ import annotations
 
 import calendar
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -24,6 +25,7 @@ from llm_unlearn.documents import Name
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.takedown.receipt import timestamp
 
+_ARTICLE_17: Final = re.compile(r"\bart\w*\.?\s*17\b", re.IGNORECASE)
 _MAX_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -116,7 +118,7 @@ class Request(BaseModel):
                 "statements.signature": bool(self.statements.signature.strip()),
             }
         if self.kind == "gdpr":
-            return {"basis naming Article 17": "17" in self.basis}
+            return {"basis naming Article 17": bool(_ARTICLE_17.search(self.basis))}
         return {}
 
     @classmethod

@@ -13,9 +13,9 @@ a band agrees with probability s**_ROWS, so a document is refused with probabili
 
     1 - (1 - s**5)**128 - 128 * s**5 * (1 - s**5)**127
 
-which is 0.9995 at s = 0.65, 0.90 at 0.50, 0.11 at 0.30 (wait for docs: measured rates stand in
-docs/closure.md) and 1e-8 at 0.05. Excerpts are not stopped, nor texts of fewer than `_LEAST`
-letters that were changed: a near mark of a short text could be guessed.
+which `chance` gives: 0.9996 at s = 0.6, 0.91 at 0.5, 0.38 at 0.4, 0.04 at 0.3, 0.0008 at 0.2 and
+0.000001 at 0.1; docs/closure.md has measured rates. Excerpts are not stopped, nor texts of fewer
+than `_LEAST` letters that were changed: a near mark of a short text could be guessed.
 
 Someone who holds the secret can test guesses: one of a whole text, or of the five runs of letters
 behind a band; docs/closure.md gives the rate.
