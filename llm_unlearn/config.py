@@ -178,7 +178,7 @@ class TakedownConfig(_Settings):
         description="Jaccard similarity of word shingles that makes a near-duplicate.",
     )
     noisy: Real = Field(
-        default=0.5,
+        default=0.7,
         gt=0,
         le=1,
         description="Share of the longer text's letters in shared passages that makes a "
@@ -197,7 +197,7 @@ class TakedownConfig(_Settings):
         description="So many words in a row in common are a quotation, wherever they stand.",
     )
     paraphrase: Real = Field(
-        default=0.8,
+        default=0.82,
         gt=0,
         le=1,
         description="Cosine that makes a document one to review; never deleted by itself.",

@@ -26,6 +26,7 @@ OVERLAP = 320  # an e-mail address has at most 254 characters
 # Presidio's own scores: 1 when a checksum holds, 0.4 for a valid phone number, 0.5 and 0.6 for
 # distinctive forms; what it calls weak (any nine digits, say) lies below.
 THRESHOLD = 0.4
+PHONE_DIGITS = 7
 
 _MONTH = (
     "(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
@@ -53,11 +54,16 @@ def detect(text: str) -> frozenset[str]:
         window = text[start : start + WINDOW]
         for kind, recogniser in _recognisers():
             if kind not in kinds and any(
-                found.score >= THRESHOLD
+                found.score >= THRESHOLD and _believable(kind, window[found.start : found.end])
                 for found in recogniser.analyze(window, recogniser.supported_entities)
             ):
                 kinds.add(kind)
     return frozenset(kinds)
+
+
+def _believable(kind: str, found: str) -> bool:
+    """Whether a phone number is long enough: some countries have valid ones that are years."""
+    return kind != "phone" or sum(c.isdigit() for c in found) >= PHONE_DIGITS
 
 
 def require() -> None:

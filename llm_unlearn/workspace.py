@@ -242,12 +242,14 @@ class Workspace:
         self,
         *,
         progress: Progress | None = None,
+        shards: Collection[int] | None = None,
         retrain_all: bool = False,
         repair: bool = False,
     ) -> Trained:
         """Close the open generation and build every checkpoint that is missing.
 
         Args:
+            shards: build only these; the others wait for another `train`.
             retrain_all: adopt this machine's recipe and train every shard anew.
             repair: dispose of checkpoints that cannot be read, so that they are built again.
 
@@ -267,7 +269,7 @@ class Workspace:
             if repair:
                 doomed += opened.checkpoints.unreadable()
             disposed = opened.checkpoints.dispose(doomed)
-            states = opened.states()
+            states = [s for s in opened.states() if shards is None or s.shard in shards]
             steps = sum(planned_steps(state, opened.config.training) for state in states)
             started = time.monotonic()
             built = build(
@@ -404,8 +406,8 @@ class Workspace:
                 f"{opened.path} cannot be written.", "Give this user write access."
             )
         with WriterLock(opened.path / "lock"):
-            opened.checkpoints.sweep()
             opened.vault.sweep()
+            opened.checkpoints.sweep()
             if resuming:
                 from llm_unlearn.takedown.machine import Takedowns
 

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told of each optimizer step: a label, steps done and steps in all of this build."""
+    """Told of each optimizer step."""
 
-    def __call__(self, label: str, done: int, total: int) -> None:
-        """One step of the checkpoint `label` is done."""
+    def __call__(self, label: str, done: int, total: int, loss: float) -> None:
+        """One step of the checkpoint `label` is done, `done` of `total` in this build."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def build(
         for position in range(state.clean, len(state.wanted)):
             part = state.wanted[position]
 
-            def step(_loss: float, _tokens: int, part: Slice = part) -> None:
+            def step(loss: float, _tokens: int, part: Slice = part) -> None:
                 nonlocal done
                 done += 1
                 if progress is not None:
-                    progress(part.name, done, total)
+                    progress(part.name, done, total, loss)
 
             seed = _seed(training, state.shard, *part.stage)
             before = current

@@ -90,3 +90,9 @@ def test_no_text_is_slow_enough_to_be_skipped(unit: str) -> None:
     detect(text + " ann@example.org")
     assert time.process_time() - start < 10
     assert "email" in detect(text + " ann@example.org")
+
+
+def test_a_year_is_no_phone_number() -> None:
+    """1640 is a valid subscriber number somewhere, and a year everywhere else."""
+    assert detect("The bridge was built in 1640.") == frozenset()
+    assert "phone" in detect("Ring her at +1 202 555 0143.")
