@@ -90,7 +90,8 @@ class DemoResult:
 
     Attributes:
         separation: documents by (fate, rule, reason) with their number.
-        training: per shard (shard, documents, slices), and seconds for all.
+        shards: (shard, documents, slices) after training.
+        losses: for each checkpoint the loss of every step that led to it.
         utility: rates on questions that have nothing to do with the corpus, one per model.
         rates: the other rates, in the order they are to be shown.
         timings: (step, seconds).
@@ -102,7 +103,7 @@ class DemoResult:
     recipe: str
     separation: list[tuple[str, str, str, int]] = field(default_factory=list)
     shards: list[tuple[int, int, int]] = field(default_factory=list)
-    losses: dict[str, list[float]] = field(default_factory=dict)  # checkpoint -> loss per step
+    losses: dict[str, list[float]] = field(default_factory=dict)
     utility: list[Rate] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     knowledge: list[Knowledge] = field(default_factory=list)
