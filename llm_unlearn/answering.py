@@ -27,9 +27,11 @@ from llm_unlearn.sisa.checkpoints import Checkpoints
 
 Origin = Literal["store", "adapter", "base", "declined"]
 
+# Of eight wordings tried on SmolLM2-135M this one read the passages best (docs/LOG.md): a small
+# model copies better than it answers, and forgets a question that stands only at the end.
 _CONTEXT = (
-    "Answer the question in one short sentence, using only the passages below.\n\n{passages}\n\n"
-    "Question: {question}"
+    "{question}\n\nThe answer is somewhere in this text:\n{passages}\n\n"
+    "Copy the sentence of the text that answers the question: {question}"
 )
 
 
@@ -213,5 +215,5 @@ class Answerer:
 
 
 def _with_context(question: str, hits: Sequence[Hit]) -> str:
-    passages = "\n".join(f"[{number}] {hit.text}" for number, hit in enumerate(hits, start=1))
+    passages = "\n".join(hit.text for hit in hits)
     return _CONTEXT.format(passages=passages, question=question)

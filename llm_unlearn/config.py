@@ -71,7 +71,7 @@ class TrainingConfig(_Settings):
         strict=True,
         description="How often a document is seen, counted in a shard without deletions.",
     )
-    batch_size: int = Field(default=8, ge=1, strict=True, description="Documents in one step.")
+    batch_size: int = Field(default=4, ge=1, strict=True, description="Documents in one step.")
     learning_rate: Real = Field(
         default=2e-3, gt=0, description="Peak of the schedule; 1e-4 to 5e-3 is usual for LoRA."
     )
@@ -131,7 +131,7 @@ class AnsweringConfig(_Settings):
     """How a question finds the store, an adapter, or neither. Similarities are cosines."""
 
     retrieve: int = Field(
-        default=3, ge=1, strict=True, description="Chunks of the store given to the model at most."
+        default=2, ge=1, strict=True, description="Chunks of the store given to the model at most."
     )
     store_threshold: Real = Field(
         default=0.35, ge=-1, le=1, description="A chunk less similar to the question is left out."

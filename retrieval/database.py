@@ -140,11 +140,12 @@ class Database:
         """
         self.require_writable()
         with self._lock, _sqlite_errors(self.path):
-            if self._depth == 0:
-                self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-                self._connection.execute("BEGIN IMMEDIATE")
             self._depth += 1
-            try:
+            try:  # around the beginning too: an interrupt may come right after it
+                if self._depth == 1:
+                    level = "FULL" if durable else "NORMAL"
+                    self._connection.execute(f"PRAGMA synchronous={level}")
+                    self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 if self._depth == 1:
                     self._connection.execute("COMMIT")
@@ -184,9 +185,9 @@ class Database:
         """Read: every query of the block sees the same state."""
         with self._lock, _sqlite_errors(self.path):
             outer = self._connection.in_transaction
-            if not outer:
-                self._connection.execute("BEGIN")
             try:
+                if not outer:
+                    self._connection.execute("BEGIN")
                 yield self._connection
             finally:
                 if not outer:

@@ -17,8 +17,8 @@ class StoreSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chunk_tokens: int = Field(default=120, ge=8, le=8192)
-    chunk_overlap: int = Field(default=20, ge=0)
+    chunk_tokens: int = Field(default=64, ge=8, le=8192)
+    chunk_overlap: int = Field(default=16, ge=0)
     default_group: str = Field(default="staff", min_length=1)
     index: Literal["rabitq", "flat", "flat16"] = "rabitq"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Progress(Protocol):
     """Told of each optimizer step."""
 
-    def __call__(self, label: str, done: int, total: int, loss: float) -> None:
+    def __call__(self, label: str, done: int, total: int, loss: float, /) -> None:
         """One step of the checkpoint `label` is done, `done` of `total` in this build."""
 
 
