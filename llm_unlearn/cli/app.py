@@ -1,0 +1,119 @@
+"""The commands put together, and what happens around each of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llm_unlearn.cli import demos, documents, learning, receipts, takedowns, workspaces
+from llm_unlearn.cli.codes import MEANING, USAGE, epilog
+from llm_unlearn.cli.failures import UsageError, handled
+from llm_unlearn.cli.options import DEBUG, JSON
+from llm_unlearn.cli.output import Output
+
+_COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
+    (workspaces.init, (3, 5, 9)),
+    (documents.ingest, (3, 5, 6, 9)),
+    (learning.train, (5, 6, 9)),
+    (learning.ask, (3, 5, 6, 7, 9)),
+    (takedowns.takedown, (3, 4, 5, 6, 9)),
+    (takedowns.resume, (5, 6, 9)),
+    (receipts.verify, (3, 4, 6, 8)),
+    (workspaces.status, (5, 6, 9)),
+    (documents.where, (4, 5, 6, 9)),
+    (demos.demo, (3, 8, 9)),
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        code = _app()(arguments or ["--help"], standalone_mode=False, prog_name="llm-unlearn")
+    except UsageError as error:
+        return _usage(error, arguments)
+    return code if isinstance(code, int) and code in MEANING else 0
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        help="Text that can be taken back from a language model, with proof.",
+        epilog=epilog(),
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_program)
+    for function, codes in _COMMANDS:
+        # paragraphs on one line each: rich keeps line breaks inside them
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        help_text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
+        app.command(help=help_text, epilog=epilog(codes))(_wrap(function))
+    return app
+
+
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda value: _version(value),
+            is_eager=True,
+            help="Print the version and end.",
+        ),
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"llm-unlearn {importlib.metadata.version('llm-unlearn')}\n")
+        raise typer.Exit
+
+
+def _wrap(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `Output`, `--json` and `--debug`, and tell its failures."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.annotation is not Output]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    extra = [
+        inspect.Parameter("json", keyword, default=False, annotation=Annotated[bool, JSON]),
+        inspect.Parameter("debug", keyword, default=False, annotation=Annotated[bool, DEBUG]),
+    ]
+
+    @functools.wraps(function)
+    def command(*, json: bool, debug: bool, **given: Any) -> None:
+        out = Output(json)
+        with handled(out, debug=debug):
+            _quiet(debug)
+            function(out, **given)
+
+    command.__signature__ = signature.replace(parameters=[*own, *extra])  # type: ignore[attr-defined]
+    return command
+
+
+def _quiet(debug: bool) -> None:
+    """Libraries draw no bars, and without `--debug` they do not warn about themselves."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore")
+
+
+def _usage(error: Exception, arguments: list[str]) -> int:
+    """A wrong command line; here the options were never parsed, so `--json` is looked for."""
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    context = getattr(error, "ctx", None)
+    program = context.command_path if context is not None else "llm-unlearn"
+    message = error.format_message()  # type: ignore[attr-defined]
+    Output("--json" in before).fail("Usage", message, f"See: {program} --help", USAGE)
+    return USAGE

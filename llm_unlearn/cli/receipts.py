@@ -1,0 +1,70 @@
+"""`verify`: a receipt checked by anyone who has the public key. Needs no workspace and no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_unlearn.cli import render
+from llm_unlearn.cli.output import Output
+
+
+def verify(
+    out: Output,
+    receipt: Annotated[
+        Path, typer.Argument(metavar="RECEIPT", help="The receipt's file.", show_default=False)
+    ],
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key", "-k", metavar="PUB", help="The public key to trust (PEM).", show_default=False
+        ),
+    ],
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", "-l", metavar="DIR", help="All receipts: checks that none is missing."
+        ),
+    ] = None,
+    request: Annotated[
+        str | None,
+        typer.Option(
+            "--request", "-r", metavar="REF", help="The claimant's reference: is this my receipt?"
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="N:DIGEST",
+            help="A head saved earlier, which the log must still hold.",
+        ),
+    ] = None,
+    later: Annotated[
+        Path | None,
+        typer.Option(
+            "--later", metavar="FILE", help="A later receipt, which must follow this one."
+        ),
+    ] = None,
+) -> None:
+    """Check a receipt with the public key alone, its place in the log, and whose it is."""
+    from llm_unlearn.takedown.verify import verify_receipt
+
+    held = verify_receipt(receipt, key, log=log, head=head, later=later, request=request)
+    saved = f"{held.head.number}:{held.head.digest}"
+    out.result(
+        {
+            "holds": True,
+            "number": held.receipt.number,
+            "outcome": held.receipt.outcome,
+            "digest": held.digest,
+            "key": held.key,
+            "head": saved,
+            "checks": [{"check": line.check, "detail": line.detail} for line in held.lines],
+            "does_not_prove": list(held.receipt.does_not_prove),
+            "receipt": held.receipt.model_dump(mode="json"),
+        },
+        *render.verified(held, saved),
+    )

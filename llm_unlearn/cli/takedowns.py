@@ -1,0 +1,250 @@
+"""`takedown` and `resume`: text removed, and proof of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm_unlearn.cli import planview
+from llm_unlearn.cli.failures import UsageError
+from llm_unlearn.cli.options import DryRun, Keys, WorkspaceDir, open_workspace
+from llm_unlearn.cli.output import Output, words
+from llm_unlearn.errors import InputError, RecipeMismatch
+
+if TYPE_CHECKING:
+    from llm_unlearn.takedown.machine import Outcome
+    from llm_unlearn.takedown.plan import Plan
+    from llm_unlearn.takedown.request import Request
+    from llm_unlearn.workspace import Workspace
+
+_STATES = {
+    "fenced": "from now on no answer draws on it",
+    "deleted": "keys destroyed, rows and vectors gone",
+    "disposed": "checkpoints that knew it are gone; the last clean ones serve",
+    "retrained": "every shard is whole again",
+    "receipted": "signed and added to the log",
+}
+
+
+def takedown(
+    out: Output,
+    workspace: WorkspaceDir,
+    subject: Annotated[
+        str | None,
+        typer.Option("--subject", "-s", metavar="S", help="All documents of a subject."),
+    ] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Option("--id", "-i", metavar="ID", help="A document by its id. Repeatable."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="S", help="All documents from a source.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", "-t", metavar="FILE", help="Copies of the text in a file."),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option("--request", "-r", metavar="FILE", help="A notice: a request file (YAML)."),
+    ] = None,
+    include_flagged: Annotated[
+        bool,
+        typer.Option("--include-flagged", help="Remove possible paraphrases too: you looked."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Needed where nobody can answer.")
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Do not measure leakage before and after (quicker).")
+    ] = False,
+    dry_run: DryRun = False,
+    keys: Keys = None,
+) -> None:
+    """Remove everything that falls under one demand, with its copies, and prove it.
+
+    Shows the plan, asks, and does it: fenced at once, then deleted, retrained and receipted. Say
+    what to remove with exactly one of --subject, --id, --source, --text and --request.
+    """
+    chosen = [subject, ids or None, source, text, request]
+    if sum(value is not None for value in chosen) != 1:
+        raise UsageError("Give exactly one of --subject, --id, --source, --text and --request.")
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise UsageError("A takedown cannot be undone and nobody is here to confirm: add --yes.")
+    with open_workspace(workspace, keys, write=not dry_run) as opened:
+        demand = _demand(subject, ids or [], source, text, request)
+        if dry_run:
+            plan = opened.plan_takedown(demand, include_flagged=include_flagged)
+            out.result(
+                {"dry_run": True, "plan": planview.as_json(plan)},
+                *planview.shown(plan, opened.opened),
+                words("A dry run: nothing was removed.", "yellow"),
+            )
+            return
+        run = _Run(out, opened, yes)
+        run.go(demand, include_flagged=include_flagged, probe=not no_probe)
+
+
+def resume(out: Output, workspace: WorkspaceDir, keys: Keys = None) -> None:
+    """Finish takedowns that were accepted and then interrupted."""
+    with open_workspace(workspace, keys, write=True) as opened:
+        with out.bar("retraining") as bar:
+            outcomes = opened.resume(progress=bar.step)
+        out.result({"takedowns": [_outcome(opened, outcome) for outcome in outcomes]})
+        for outcome in outcomes:
+            _tell(out, opened, outcome)
+    if not outcomes:
+        out.show(words("No takedown waits to be finished."))
+    _refuse_waiting(outcomes)
+
+
+@dataclass
+class _Run:
+    """One takedown as it is told to the user."""
+
+    out: Output
+    opened: Workspace
+    yes: bool
+    plan: Plan | None = None
+    states: list[dict[str, object]] = field(default_factory=list)
+    started: float = 0.0
+
+    def go(self, demand: Request, *, include_flagged: bool, probe: bool) -> None:
+        self.started = time.monotonic()
+        try:
+            with self.out.bar("retraining") as bar:
+                outcome = self.opened.takedown(
+                    demand,
+                    include_flagged=include_flagged,
+                    probe=probe,
+                    confirm=self.confirm,
+                    on_state=self.state,
+                    progress=bar.step,
+                )
+        except BaseException:
+            if self.states:
+                where = shlex.quote(str(self.opened.path))
+                self.out.say(
+                    "The takedown was accepted and no answer draws on the text. "
+                    f"Finish it with: llm-unlearn resume {where}",
+                    "yellow",
+                )
+            raise
+        if outcome is None:
+            raise typer.Abort
+        value = _outcome(self.opened, outcome)
+        value["plan"] = planview.as_json(self.plan) if self.plan else None
+        value["states"] = self.states
+        self.out.result(value)
+        _tell(self.out, self.opened, outcome)
+        _refuse_waiting([outcome])
+
+    def confirm(self, plan: Plan) -> bool:
+        self.plan = plan
+        self.out.show(*planview.shown(plan, self.opened.opened))
+        if self.yes:
+            agreed = True
+        else:
+            question = f"Remove these {len(plan.removed)} documents for good?"
+            agreed = typer.confirm(question, default=False, err=True)
+        self.started = time.monotonic()
+        return agreed
+
+    def state(self, state: str) -> None:
+        seconds = time.monotonic() - self.started
+        self.states.append({"state": state, "seconds": round(seconds, 3)})
+        self.out.say(f"{state} ({seconds:.1f} s): {_STATES[state]}")
+
+
+def _demand(
+    subject: str | None,
+    ids: list[str],
+    source: str | None,
+    text: Path | None,
+    request: Path | None,
+) -> Request:
+    from llm_unlearn.takedown.request import Request, read_request
+
+    if request is not None:
+        return read_request(request)
+    passage = _read_text(text) if text is not None else None
+    return Request.internal(subject=subject, ids=ids, source=source, text=passage)
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file, within the limit that documents have."""
+    from llm_unlearn.formats import Limits
+
+    limit = Limits().max_document_bytes
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.", "Save the passage as plain text.") from error
+    if len(data) > limit:
+        raise InputError(f"{path} is longer than {limit} bytes.", "Give the passages one by one.")
+    if not text.strip():
+        raise InputError(f"{path} is empty.", "Put the passage that is to be removed into it.")
+    return text
+
+
+def _outcome(opened: Workspace, outcome: Outcome) -> dict[str, object]:
+    return {
+        "number": outcome.number,
+        "state": outcome.state,
+        "already": outcome.already,
+        "waiting": outcome.waiting,
+        "receipt": str(outcome.receipt) if outcome.receipt else None,
+        "reference": outcome.reference,
+        "public_key": str(opened.public_key),
+        "verify": _verify_command(opened, outcome),
+    }
+
+
+def _verify_command(opened: Workspace, outcome: Outcome) -> str | None:
+    if outcome.receipt is None:
+        return None
+    receipt, log = str(outcome.receipt), str(outcome.receipt.parent)
+    command = ["llm-unlearn", "verify", receipt, "--key", str(opened.public_key), "--log", log]
+    if outcome.reference:
+        command += ["--request", outcome.reference]
+    return shlex.join(command)
+
+
+def _tell(out: Output, opened: Workspace, outcome: Outcome) -> None:
+    """The outcome for people; each value on a line of its own, to be copied."""
+    if outcome.already:
+        out.show(words("This request was carried out before; nothing was done again."))
+    if outcome.receipt is not None:
+        out.show(words(f"Receipt {outcome.number}:"), words(f"  {outcome.receipt}"))
+    if outcome.reference:
+        out.show(
+            words("For the claimant alone (it opens what the receipt keeps closed):"),
+            words(f"  {outcome.reference}"),
+        )
+    command = _verify_command(opened, outcome)
+    if command:
+        out.show(words("Verify it with:"), words(f"  {command}"))
+
+
+def _refuse_waiting(outcomes: list[Outcome]) -> None:
+    """Takedowns that cannot go on here end the command with an error, the fence standing.
+
+    Raises:
+        RecipeMismatch: at least one waits.
+    """
+    waiting = [outcome for outcome in outcomes if outcome.waiting]
+    if waiting:
+        raise RecipeMismatch(
+            f"Takedown {waiting[0].number} waits with its retraining; the text is fenced and "
+            f"deleted. {waiting[0].waiting}"
+        )
