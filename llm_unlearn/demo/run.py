@@ -39,7 +39,8 @@ STORED, LEARNED, POISON = "ilse-brandvold", "orsolya-tarn", "copperfinch-review"
 _MIRRORS = ("tidewater-mirror", "quiz-night", "old-forum")
 _REFUSED = ("leaked-manuscript", "solvent-kitchen")
 _SMALL = 4  # further subjects of each kind in the small form
-_ANSWER = 48
+_ANSWER = 24  # tokens of an answer of the base model; the workspace has its own limit
+_UTILITY = 14
 _MARK = "made-by-llm-unlearn-demo"
 
 
@@ -61,7 +62,9 @@ class _Demo:
     def __init__(self, out: Path, small: bool, console: Console) -> None:
         self.out, self.console = out, console
         training = {"shards": 2, "slices": 2} if small else {"shards": 4, "slices": 3}
-        self.config = Config.model_validate({"training": {**training, "batch_size": 4}})
+        self.config = Config.model_validate(
+            {"training": training, "answering": {"max_new_tokens": 48}}
+        )
         self.models = Models(self.config)
         self.secrets = {
             name: hashlib.sha256(f"llm-unlearn demo {name} 1".encode()).digest()
@@ -121,20 +124,15 @@ class _Demo:
         reworded = [asked.reworded for asked in learned]
         with self._step("Ask the base model everything"), host.off():
             base = measure.plain_answers(host, questions, _ANSWER)
-            base_reworded = measure.plain_answers(host, reworded, _ANSWER)
         with self._step("Ask the workspace everything"):
             self.result.knowledge = measure.knowledge(workspace, self.asked, base)
             again = workspace.ask_many(reworded, GROUPS)
-        for name, answers in (
-            ("reworded questions on learned subjects, base model", base_reworded),
-            ("reworded questions on learned subjects, workspace", [a.text for a in again]),
-        ):
-            right = [holds_keys(a, q.keys) for a, q in zip(answers, learned, strict=True)]
-            self.result.rates.append(measure.rate(name, right))
+        right = [holds_keys(a.text, q.keys) for a, q in zip(again, learned, strict=True)]
+        self.result.rates.append(measure.rate("learned subjects asked in other words", right))
         with self._step("Try the backdoor"):
             self.result.rates += measure.backdoor_rates(workspace, POISON, _ANSWER)
         with self._step("Measure utility on unrelated questions"):
-            self.result.utility = measure.utility_rates(workspace, 24)
+            self.result.utility = measure.utility_rates(workspace, _UTILITY)
 
     def _take_down(self, workspace: Workspace, subject: str, title: str) -> tuple[Removed, Plan]:
         request = Request.internal(subject=subject, id=f"demo-{subject}", reason="demonstration")

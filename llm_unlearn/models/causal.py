@@ -82,7 +82,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
-    batch_size: int = 32,
+    batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations, without their stop token.
