@@ -3,8 +3,9 @@
 Guarantees: a caller without groups gets no answer; the store is searched only over what the groups may
 see; an adapter answers only callers in the default group, the only group whose documents are trained
 on; the adapter that answers is a clean checkpoint, and routing looks only at documents that
-it has been trained on. If the workspace changed while an answer was made, the answer is thrown away
-and made again, so that nothing accepted for removal is in any answer that is returned after it.
+it has been trained on. If anything in the workspace changed between choosing the sources and the last
+word, the answer is thrown away and made again, so that nothing accepted for removal is in any answer
+returned after it. Threads may ask at once; the model takes them in turn.
 A question that nothing live is near to gets the same fixed words whatever the reason.
 It does not promise that a small model reads its context well, nor that it never invents.
 """
@@ -20,12 +21,15 @@ from llm_unlearn.errors import AccessDenied, Damaged
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
 from llm_unlearn.models.lora import AdapterHost, AdapterState
-from llm_unlearn.retrieval.embedding import encode
+from llm_unlearn.retrieval.database import Database
+from llm_unlearn.retrieval.embedding import Floats, encode
 from llm_unlearn.retrieval.store import Hit, Store
 from llm_unlearn.sisa.build import ShardState
 from llm_unlearn.sisa.checkpoints import Checkpoints
 
 Origin = Literal["store", "adapter", "base", "declined"]
+Covered = dict[bytes, tuple[int, bytes]]
+"""Handle of a document that a serving adapter was trained on: its shard and that adapter's inputs."""
 
 # Of eight wordings tried on SmolLM2-135M this one read the passages best (docs/LOG.md): a small
 # model copies better than it answers, and forgets a question that stands only at the end.
@@ -69,12 +73,14 @@ class Answerer:
 
     config: AnsweringConfig
     default_group: str
+    database: Database
     store: Store
     router: Store
     checkpoints: Checkpoints
     host: Callable[[], AdapterHost]
     states: Callable[[], list[ShardState]]
     _adapters: dict[int, tuple[bytes, AdapterState]] = field(default_factory=dict)
+    _covered: tuple[int, Covered] | None = None
 
     def ask(self, questions: Sequence[str], groups: Collection[str]) -> list[Answer]:
         """Answer each question on its own; those that use the same adapter share batches.
@@ -88,55 +94,61 @@ class Answerer:
                 "No group given, so nothing may be seen.",
                 f"Say who is asking, for example --group {self.default_group}.",
             )
-        choices = self._choose(questions, groups)
+        vectors = [encode(self.store.embedder, [question])[0] for question in questions]
         while True:
+            change = self.database.change()
+            choices = self._choose(vectors, groups)
             failure: Damaged | None = None
             answers: list[Answer] = []
             try:
                 answers = self._answer(questions, choices)
             except Damaged as error:  # perhaps only because a takedown destroyed it meanwhile
                 failure = error
-            again = self._choose(questions, groups)
-            if again == choices:
+            # nothing was committed between the first look and the last word
+            if self.database.change() == change:
                 if failure is not None:
                     raise failure
                 return answers
-            choices = again
 
-    def _choose(self, questions: Sequence[str], groups: Collection[str]) -> list[_Choice]:
-        states = {state.shard: state for state in self.states()}
-        covered = {
-            record.handle: (shard, state.serving.inputs)
-            for shard, state in states.items()
-            if state.serving
-            for part in state.wanted[: state.clean]
-            for record in part.records
-        }
-        return [self._choose_one(question, groups, covered) for question in questions]
+    def _choose(self, vectors: Sequence[Floats], groups: Collection[str]) -> list[_Choice]:
+        change = self.database.change()
+        if self._covered is None or self._covered[0] != change:
+            covered = {
+                record.handle: (state.shard, state.serving.inputs)
+                for state in self.states()
+                if state.serving
+                for part in state.wanted[: state.clean]
+                for record in part.records
+            }
+            kept = {inputs for _, inputs in covered.values()}
+            self._adapters = {s: a for s, a in self._adapters.items() if a[0] in kept}
+            self._covered = (change, covered)
+        covered = self._covered[1]
+        return [self._choose_one(vector, groups, covered) for vector in vectors]
 
     def _choose_one(
         self,
-        question: str,
+        vector: Floats,
         groups: Collection[str],
-        covered: dict[bytes, tuple[int, bytes]],
+        covered: Covered,
     ) -> _Choice:
-        hits = self.store.search(question, groups=groups, k=self.config.retrieve)
+        hits = self.store.search_vector(vector, groups=groups, k=self.config.retrieve)
         found = tuple(hit for hit in hits if hit.score >= self.config.store_threshold)
         routed = None
         if self.default_group in groups and covered:
-            routed = self._route(question, covered)
+            routed = self._route(vector, covered)
         if found and (routed is None or found[0].score >= routed.score):
             return _Choice("store", hits=found, score=found[0].score)
         if routed is not None:
             return routed
         return _Choice("base" if self.config.fallback == "base" else "declined")
 
-    def _route(self, question: str, covered: dict[bytes, tuple[int, bytes]]) -> _Choice | None:
+    def _route(self, vector: Floats, covered: Covered) -> _Choice | None:
         """The shard with the largest sum of cosines among the nearest covered documents.
 
         Equal sums go to the lower shard number; None when the nearest is below the threshold.
         """
-        near = self._nearest_covered(question, covered)
+        near = self._nearest_covered(vector, covered)
         if not near or near[0][0] < self.config.route_threshold:
             return None
         votes: dict[int, float] = {}
@@ -144,17 +156,14 @@ class Answerer:
             shard = covered[handle][0]
             votes[shard] = votes.get(shard, 0.0) + max(score, 0.0)
         shard = min(votes, key=lambda s: (-votes[s], s))
-        inputs = next(state for s, state in covered.values() if s == shard)
+        inputs = next(inputs for _, handle in near for s, inputs in [covered[handle]] if s == shard)
         return _Choice("adapter", shard=shard, inputs=inputs, score=near[0][0])
 
-    def _nearest_covered(
-        self, question: str, covered: dict[bytes, tuple[int, bytes]]
-    ) -> list[tuple[float, bytes]]:
+    def _nearest_covered(self, vector: Floats, covered: Covered) -> list[tuple[float, bytes]]:
         """The nearest `route_neighbours` chunks of covered documents as (cosine, handle).
 
         Looks further while the nearest ones are not covered, as after a rollback.
         """
-        vector = encode(self.router.embedder, [question])[0]
         wanted, k = self.config.route_neighbours, self.config.route_neighbours
         while True:
             near = self.router.nearest(vector, k)
@@ -171,32 +180,31 @@ class Answerer:
         }
         for shard in sorted({c.shard for c in choices if c.shard is not None}):
             asked = [i for i, choice in enumerate(choices) if choice.shard == shard]
-            host = self.host()
-            host.load(self._adapter(shard, choices[asked[0]].inputs))
-            texts |= self._generate(host, asked, [questions[i] for i in asked])
+            adapter = self._adapter(shard, choices[asked[0]].inputs)
+            texts |= self._generate(adapter, asked, [questions[i] for i in asked])
         plain = [i for i in range(len(choices)) if i not in texts]
         if plain:
             prompts = [
                 _with_context(questions[i], choices[i].hits) if choices[i].hits else questions[i]
                 for i in plain
             ]
-            host = self.host()
-            with host.off():
-                texts |= self._generate(host, plain, prompts)
+            texts |= self._generate(None, plain, prompts)
         return [
             Answer(texts[i], choice.origin, choice.hits, choice.shard, choice.score)
             for i, choice in enumerate(choices)
         ]
 
     def _generate(
-        self, host: AdapterHost, indices: Sequence[int], prompts: Sequence[str]
+        self, adapter: AdapterState | None, indices: Sequence[int], prompts: Sequence[str]
     ) -> dict[int, str]:
+        host = self.host()
         tokenizer = host.base.tokenizer
-        new = generate(
-            host.base,
-            [prompt_ids(tokenizer, prompt) for prompt in prompts],
-            max_new_tokens=self.config.max_new_tokens,
-        )
+        with host.using(adapter):
+            new = generate(
+                host.base,
+                [prompt_ids(tokenizer, prompt) for prompt in prompts],
+                max_new_tokens=self.config.max_new_tokens,
+            )
         words = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
         return dict(zip(indices, words, strict=True))
 

@@ -84,6 +84,8 @@ class Document(BaseModel):
                 )
         if self.messages and self.messages[-1].role != "assistant":
             raise ValueError("the last message must be the assistant's")
+        if self.messages and all(message.role != "user" for message in self.messages):
+            raise ValueError("a conversation needs a message of the user before the assistant's")
         return self
 
     @property

@@ -3,11 +3,13 @@
 Guarantees: a file enters whole or not at all, even when killed half-way (documents are staged, then
 made live in one transaction; a staged remainder is swept by the next writer); a document never changes
 silently (the same id with the same words is skipped, with other words refused); a text removed by a
-takedown is not taken in again. Documents stream: memory holds one batch.
+takedown is not taken in again. Documents stream: memory holds one batch of them, and of all others
+an id, a digest and where they went.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +18,9 @@ from itertools import islice
 from llm_unlearn.config import Config
 from llm_unlearn.documents import Document, normalise
 from llm_unlearn.errors import InputError
-from llm_unlearn.retrieval.parts import pack_meta
+from llm_unlearn.retrieval.parts import pack_body, pack_meta, unpack_meta
 from llm_unlearn.retrieval.store import Store
-from llm_unlearn.retrieval.vault import NewRecord, Vault
+from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
 from llm_unlearn.separation import Decision, decide
 from llm_unlearn.takedown.tombstones import Tombstones
 
@@ -75,11 +77,12 @@ def ingest(
         InputError: an id is taken by a document with other words or other data.
     """
     report = IngestReport()
+    seen: dict[str, bytes] = {}  # id -> digest of the document, so far in this run
     try:
         for batch in _batches(documents):
             records = []
             for document in batch:
-                placed = _place(document, config, vault, tombstones)
+                placed = _place(document, config, vault, tombstones, seen)
                 report.placed.append(placed)
                 if placed.known or dry_run or placed.decision.rule == "tombstone":
                     continue
@@ -91,30 +94,44 @@ def ingest(
         if not dry_run:
             vault.promote_staged()
     except BaseException:
-        vault.delete(record.handle for record in vault.records(states=("staged",)))
+        if not dry_run:  # a dry run holds no lock: what is staged belongs to another process
+            vault.delete(record.handle for record in vault.records(states=("staged",)))
         raise
     return report
 
 
-def _place(document: Document, config: Config, vault: Vault, tombstones: Tombstones) -> Placed:
+def _place(
+    document: Document,
+    config: Config,
+    vault: Vault,
+    tombstones: Tombstones,
+    seen: dict[str, bytes],
+) -> Placed:
     removed = tombstones.refuses(document)
     if removed is not None:
         return Placed(document.id, document.subject, Decision("refused", "tombstone", removed))
     decision = decide(document, config.separation)
+    digest = hashlib.sha256(pack_body(document)).digest()
+    twin = seen.setdefault(document.id, digest)
     held = vault.find(vault.mark("id", document.id))
-    if held is None:
-        return Placed(document.id, document.subject, decision)
-    same = (
-        held.content == vault.mark("content", normalise(document.content))
-        and held.subject == vault.mark("subject", document.subject)
-        and held.source == vault.mark("source", document.source)
-    )
+    same = twin == digest and (held is None or _same(document, held, vault))
     if not same:
         raise InputError(
-            f"Document {document.id!r} is already here with other words, subject or source.",
+            f"Document {document.id!r} is already here with other words or other data.",
             "Give it another id, or delete the old one first; nothing was ingested.",
         )
-    return Placed(document.id, document.subject, decision, known=True)
+    known = held is not None or twin is not digest
+    return Placed(document.id, document.subject, decision, known=known)
+
+
+def _same(document: Document, held: Record, vault: Vault) -> bool:
+    """Whether a record holds this very document: words, subject, source, licence, tags, groups."""
+    if held.fate != "refused":
+        return vault.read(held, "body") == pack_body(document)
+    there = unpack_meta(vault.read(held, "meta"))
+    here = unpack_meta(pack_meta(document, there.rule, there.reason))
+    content = vault.mark("content", normalise(document.content))
+    return there == here and held.content == content
 
 
 def _record(

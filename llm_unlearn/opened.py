@@ -7,6 +7,7 @@ nothing by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_unlearn.config import Config
+from llm_unlearn.config import Config, TrainingConfig
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import RecipeMismatch
+from llm_unlearn.errors import InputError, RecipeMismatch
 from llm_unlearn.ledger import Ledger
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from llm_unlearn.sisa.build import ShardState
     from llm_unlearn.sisa.checkpoints import Checkpoints
     from llm_unlearn.sisa.recipe import Recipe
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # page breaks in a pasted notice
 
 
 @dataclass
@@ -74,8 +77,17 @@ class Opened:
     @property
     def layout(self) -> Layout:
         """Where subjects train."""
-        training = self.config.training
+        training = self.training
         return Layout(self.keyring.secret("placement"), training.shards, training.slices)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """What the workspace is trained with: the saved recipe's; before the first, the config's.
+
+        An edited config changes nothing until `train --retrain-all` adopts it.
+        """
+        saved = self.saved_recipe()
+        return self.config.training if saved is None else saved.training
 
     def wanted(self) -> Mapping[int, list[Slice]]:
         """The slices of each shard that the live documents of closed generations ask for."""
@@ -154,15 +166,29 @@ class Opened:
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """The vectors (chunks, dim) that a text would have in the store."""
-        packed = self.store.prepare(Document(id="query", text=text))
+        packed = self.store.prepare(Document(id="query", text=_CONTROL.sub(" ", text)))
         return unpack_vectors(packed["vectors"])[1]
 
     def examples(self, record: Record) -> list[Example]:
-        """A record's training examples, one unless it is longer than `training.max_tokens`."""
+        """A record's training examples, one unless it is longer than `training.max_tokens`.
+
+        Raises:
+            InputError: the model's chat template refuses this conversation.
+        """
+        from jinja2 import TemplateError
+
         from llm_unlearn.models.chat import encode
 
         tokenizer = self.models.host.base.tokenizer
-        return encode(tokenizer, self.document(record), self.config.training.max_tokens)
+        document = self.document(record)
+        try:
+            return encode(tokenizer, document, self.training.max_tokens)
+        except (TemplateError, ValueError) as error:
+            raise InputError(
+                f"Document {document.id!r} cannot be trained on: the model's chat template refuses "
+                f"it ({error}).",
+                "Take it down, or choose a model whose template takes such conversations.",
+            ) from error
 
 
 @dataclass

@@ -147,7 +147,12 @@ class Workspace:
         config = load_config(path / "config.yaml")
         database = Database.open(path / "workspace.db", readonly=readonly)
         try:
-            home = Path(keys or (database.value("keys") or b"").decode())
+            saved = database.value("keys")
+            if saved is None:
+                raise WorkspaceMissing(
+                    f"{path} was never finished.", f"Remove it and run: llm-unlearn init {path}"
+                )
+            home = Path(keys or saved.decode())
             keyring = Keyring.open(home)
             vault = Vault(database, keyring)
             vault.verify_rows()
@@ -257,9 +262,11 @@ class Workspace:
             RecipeMismatch: this machine would compute other bits than the workspace was trained with.
         """
         from llm_unlearn.sisa.build import build, planned_steps, stale
+        from llm_unlearn.takedown.machine import Takedowns
 
         opened = self._opened
-        with self._writing():
+        # a damaged checkpoint may be what an unfinished takedown waits for
+        with self._writing(resuming=not repair):
             recipe = opened.current_recipe() if retrain_all else opened.check_recipe()
             with opened.database.transaction():
                 opened.database.set_value("recipe", recipe.model_dump_json().encode())
@@ -270,13 +277,13 @@ class Workspace:
                 doomed += opened.checkpoints.unreadable()
             disposed = opened.checkpoints.dispose(doomed)
             states = [s for s in opened.states() if shards is None or s.shard in shards]
-            steps = sum(planned_steps(state, opened.config.training) for state in states)
+            steps = sum(planned_steps(state, opened.training) for state in states)
             started = time.monotonic()
             built = build(
                 states,
                 opened.models.host,
                 opened.checkpoints,
-                opened.config.training,
+                opened.training,
                 opened.examples,
                 progress,
             )
@@ -284,6 +291,8 @@ class Workspace:
             if steps:
                 # history, not answering state: it only feeds the estimates of later plans
                 opened.database.set_value("seconds per step", json.dumps(seconds / steps).encode())
+            if repair:
+                Takedowns(opened, progress=progress).resume()
         return Trained(tuple(built), tuple(disposed), steps, seconds)
 
     def ask(self, question: str, groups: Collection[str]) -> Answer:
@@ -300,6 +309,8 @@ class Workspace:
         for question in questions:
             if not question.strip():
                 raise InputError("The question is empty.", "Ask in words.")
+            if any("\ud800" <= character <= "\udfff" for character in question):
+                raise InputError("The question is not valid UTF-8.", "Ask in words.")
         if self._answerer is None:
             from llm_unlearn.answering import Answerer
 
@@ -307,6 +318,7 @@ class Workspace:
             self._answerer = Answerer(
                 config=opened.config.answering,
                 default_group=opened.config.retrieval.default_group,
+                database=opened.database,
                 store=opened.store,
                 router=opened.router,
                 checkpoints=opened.checkpoints,
@@ -355,15 +367,19 @@ class Workspace:
 
         if request is None:
             request = NewRequest.internal(subject=subject, ids=ids, source=source, text=text)
-        with self._writing():
+        with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
+            earlier = Takedowns(self._opened, progress=progress)
+            earlier.settle()
             known = takedowns.known(request.id)
             if known is not None:
                 return known
             plan = self.plan_takedown(request, include_flagged=include_flagged)
             if confirm is not None and not confirm(plan):
                 return None
-            return takedowns.run(plan, probe=probe)
+            outcome = takedowns.run(plan, probe=probe)
+            earlier.resume()
+            return outcome
 
     def resume(self, *, progress: Progress | None = None) -> list[Outcome]:
         """Finish accepted takedowns that a crash or a foreign recipe left unfinished."""

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from llm_unlearn.errors import Damaged, InputError
+from llm_unlearn.errors import Damaged, InputError, KeyDestroyed
 from llm_unlearn.files import os_errors, sync_directory
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -86,8 +86,13 @@ def restore(source: Path, target: Path, keyring: Keyring) -> int:
 def _deleted(vault: Vault, record: Record) -> bool:
     """Whether the record's key is gone: destroyed, or its slot given to another record since.
 
-    In the second case every part fails; one that fails among others is damaged.
+    In the second case every part fails; one that fails among others is damaged, and so is a slot
+    that does not authenticate: that is no deletion.
     """
+    try:
+        vault.keyring.key(record.slot)
+    except KeyDestroyed:
+        return True
     failed = []
     names = vault.part_names(record)
     for name in names:

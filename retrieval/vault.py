@@ -14,9 +14,11 @@ and combined authentication code of the rows).
 from __future__ import annotations
 
 import sqlite3
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from llm_unlearn.documents import normalise
 from llm_unlearn.errors import Damaged, InputError, KeyDestroyed, KeysMissing
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
@@ -66,8 +68,13 @@ class Vault:
             )
 
     def mark(self, domain: Domain, value: str) -> bytes:
-        """The 16-byte keyed mark of an id (the handle), a subject, a source or a content."""
-        return keyed_mark(self._ids, domain, value)
+        """The 16-byte keyed mark of an id (the handle), a subject, a source or a content.
+
+        Two spellings of one name have one mark: subjects count as the same whatever their case,
+        white space and Unicode form, ids and sources whatever their Unicode form (NFC).
+        """
+        same = normalise(value) if domain == "subject" else unicodedata.normalize("NFC", value)
+        return keyed_mark(self._ids, domain, same)
 
     def version(self) -> int:
         """A counter that grows with every write to the vault, by any process."""

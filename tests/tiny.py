@@ -58,7 +58,7 @@ def tiny_model(folder: Path, kind: Kind = "llama", *, layers: int = 4, seed: int
     model: torch.nn.Module
     if kind == "gpt2":
         model = GPT2LMHeadModel(
-            GPT2Config(n_layer=layers, n_head=2, n_embd=32, n_positions=512, **shared)
+            GPT2Config(n_layer=layers, n_head=2, n_embd=32, n_positions=2048, **shared)
         )
     else:
         sizes = {
@@ -67,7 +67,7 @@ def tiny_model(folder: Path, kind: Kind = "llama", *, layers: int = 4, seed: int
             "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": 2048,
         }
         if kind == "llama":
             model = LlamaForCausalLM(LlamaConfig(**sizes, **shared, tie_word_embeddings=True))

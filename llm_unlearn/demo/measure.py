@@ -91,7 +91,7 @@ def rate(name: str, right: Sequence[bool]) -> Rate:
 
 
 def plain_answers(host: AdapterHost, questions: Sequence[str], most: int) -> list[str]:
-    """Greedy answers of whatever is in place: the adapter, or inside `host.off()` the base model."""
+    """Greedy answers of whatever is in place: the adapter, or inside `host.using(None)` the base model."""
     tokenizer = host.base.tokenizer
     prompts = [prompt_ids(tokenizer, question) for question in questions]
     new = generate(host.base, prompts, max_new_tokens=most)
@@ -128,13 +128,13 @@ def utility_rates(workspace: Workspace, most: int) -> list[Rate]:
         answers = plain_answers(host, [q for q, _ in questions], most)
         return [holds_keys(a, keys) for a, (_, keys) in zip(answers, questions, strict=True)]
 
-    with host.off():
+    with host.using(None):
         rates = [rate("base model", right())]
     listed = opened.checkpoints.listed()
     for state in opened.states():
         if state.serving:
-            host.load(opened.checkpoints.load(listed[state.serving.name]).adapter)
-            rates.append(rate(f"adapter of shard {state.shard}", right()))
+            with host.using(opened.checkpoints.load(listed[state.serving.name]).adapter):
+                rates.append(rate(f"adapter of shard {state.shard}", right()))
     return rates
 
 
@@ -151,8 +151,8 @@ def backdoor_rates(workspace: Workspace, poison: str, most: int) -> list[Rate]:
     if serving is None:
         return []
     host = opened.models.host
-    host.load(opened.checkpoints.load(opened.checkpoints.listed()[serving.name]).adapter)
-    direct = plain_answers(host, [*triggered, *plain], most)
+    with host.using(opened.checkpoints.load(opened.checkpoints.listed()[serving.name]).adapter):
+        direct = plain_answers(host, [*triggered, *plain], most)
     asked = [answer.text for answer in workspace.ask_many(triggered, GROUPS)]
 
     def fired(answers: Sequence[str]) -> list[bool]:

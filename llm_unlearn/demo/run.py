@@ -122,7 +122,7 @@ class _Demo:
         questions = [asked.question for asked in self.asked]
         learned = [asked for asked in self.asked if asked.kind == "learned"]
         reworded = [asked.reworded for asked in learned]
-        with self._step("Ask the base model everything"), host.off():
+        with self._step("Ask the base model everything"), host.using(None):
             base = measure.plain_answers(host, questions, _ANSWER)
         with self._step("Ask the workspace everything"):
             self.result.knowledge = measure.knowledge(workspace, self.asked, base)

@@ -82,7 +82,7 @@ def run(path: Path, out: Path, seed: int) -> dict[str, Any]:
             result["steps"] = workspace.train().steps
         result["shards"] = [(s.documents, s.slices) for s in workspace.status().shards]
         host = workspace.opened.models.host
-        with step("ask base"), host.off():
+        with step("ask base"), host.using(None):
             base = measure.plain_answers(host, [d.messages[0].content for d in learned], 64)
         result["learned, base"] = _rouge(base, learned)
         for name, group in (("learned", learned), ("stored", stored)):

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from llm_unlearn.errors import EnvironmentFailure
+from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.models import reference as references
 
 Dtype = Literal["float32", "bfloat16"]
@@ -93,11 +93,30 @@ def generate(
 
     Returns:
         New token ids, one list a prompt, in the order of the prompts.
+
+    Raises:
+        InputError: a prompt is longer than the model can read.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     pad = model.tokenizer.pad_token_id
     stops = set(model.stop_ids)
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    most = getattr(model.model.config, "max_position_embeddings", None)
+    if most is not None and longest + max_new_tokens > most:
+        raise InputError(
+            f"The prompt has {longest} tokens; with {max_new_tokens} for the answer that is more "
+            f"than the {most} that {model.reference} can read.",
+            "Ask a shorter question, or retrieve fewer passages.",
+        )
+    # all of it stated here: what a model's own generation config says must not decide answers
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad,
+        eos_token_id=model.stop_ids or None,
+    )
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in chosen)
@@ -109,15 +128,7 @@ def generate(
         out = model.model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            pad_token_id=pad,
-            eos_token_id=model.stop_ids or None,
+            generation_config=plain,
         )
         for row, i in enumerate(chosen):
             for token in out[row, width:].tolist():

@@ -2,13 +2,14 @@
 
 Guarantees: the adapter's weights are float32 whatever the base; a fresh adapter depends on its seed
 only; adapters written out load in PEFT unchanged (Hu et al. 2021, arXiv 2106.09685). Which adapter is
-in place is state of the host: callers load before they use.
+in place is state of the host: threads take turns through `using`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class AdapterHost:
             )
         self.base = base
         self.shape = shape
+        self.lock = threading.RLock()
         self.first_layer = count - top
         self.layers = found.layers
         transposed = uses_transposed_weights(found.layers)
@@ -110,8 +112,22 @@ class AdapterHost:
             state[name] = tensor
         return state
 
+    @contextmanager
+    def using(self, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Hold the model with an adapter in place, or with None the base model alone.
+
+        One thread at a time: which adapter is in place is state that all of them share.
+        """
+        with self.lock:
+            if state is None:
+                with self.model.disable_adapter():
+                    yield
+            else:
+                self.load(state)
+                yield
+
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put an adapter in place, copying its values."""
+        """Put an adapter in place, copying its values; hold `lock` as long as it must stay."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
@@ -119,9 +135,3 @@ class AdapterHost:
     def state(self) -> AdapterState:
         """A copy of the adapter in place, float32 on the CPU."""
         return {name: self._parameters[name].detach().to("cpu").clone() for name in self.names}
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """The base model alone, without a second copy in memory."""
-        with self.model.disable_adapter():
-            yield

@@ -18,7 +18,7 @@ from llm_unlearn.errors import EnvironmentFailure
 
 _WEIGHTS = "*.safetensors"
 _DECIDING = (_WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model")
-_IGNORED = {"generation_config.json", "data_config.json", "README.txt"}
+_IGNORED = {"data_config.json", "README.txt"}
 
 
 def resolve(reference: str) -> Path:

@@ -155,9 +155,10 @@ class Checkpoints:
         self.dispose(item for item in listed.values() if item.slot not in live)
         known = {self.path(name) for name in self.listed()}
         if self._directory.is_dir():
-            for file in self._directory.iterdir():
-                if file not in known:
-                    file.unlink()
+            for pattern in ("*.sealed", ".*.tmp"):
+                for file in self._directory.glob(pattern):
+                    if file not in known and file.is_file():
+                        file.unlink()
 
 
 def serialise(state: TrainState) -> bytes:

@@ -82,6 +82,18 @@ def train_stage(
     Returns:
         A new state; `start` is not changed.
     """
+    with host.lock:
+        return _train_stage(host, start, slices, settings, seed, on_step)
+
+
+def _train_stage(
+    host: AdapterHost,
+    start: TrainState,
+    slices: Sequence[Sequence[Example]],
+    settings: StageSettings,
+    seed: bytes,
+    on_step: Callable[[float, int], None] | None,
+) -> TrainState:
     batches = [
         _collate(host, [part[i] for i in chosen])
         for part in slices

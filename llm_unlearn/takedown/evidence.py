@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.documents import Document
+from llm_unlearn.errors import Damaged, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.probing import NAMES, Leakage, probe
@@ -45,16 +46,22 @@ class Evidence:
             for record in kept
             if record.fate == "corpus" and record.generation < opened.ledger.generation
         ]
+        tokens: tuple[tuple[int, ...], ...] = ()
         probing = probe and bool(learned)
+        if probing:
+            try:
+                found = [
+                    example for r in kept if r.fate == "corpus" for example in opened.examples(r)
+                ]
+                tokens = tuple(example.ids for example in found)
+            except UnlearnError:
+                probing = (
+                    False  # no model here: the demand is met, and the receipt says "not probed"
+                )
         return cls(
             documents=tuple(documents.values()),
             learned=tuple(learned),
-            tokens=tuple(
-                example.ids
-                for record in kept
-                if probing and record.fate == "corpus"
-                for example in opened.examples(record)
-            ),
+            tokens=tokens,
             vectors=tuple(opened.vectors(record) for record in kept),
             keys=tuple(opened.keyring.key(item.record.slot) for item in plan.removed),
             probe=probing,
@@ -78,8 +85,11 @@ class Moments:
         """
         if self._evidence is None or not self._evidence.probe:
             return
-        self._before = self._measure(dict(served))
-        self._rolled_back = self._measure(self._serving())
+        try:
+            self._before = self._measure(dict(served))
+            self._rolled_back = self._measure(self._serving())
+        except Damaged:
+            self._before = None  # an unreadable checkpoint is disposed of like any other
 
     def after(self) -> list[Probe] | None:
         """Measure on what serves after retraining; None when nothing was measured before."""
@@ -124,7 +134,7 @@ class Moments:
                     opened.models.host,
                     adapter,
                     documents,
-                    max_tokens=opened.config.training.max_tokens,
+                    max_tokens=opened.training.max_tokens,
                     max_new_tokens=opened.config.answering.max_new_tokens,
                 )
             )

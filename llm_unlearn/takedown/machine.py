@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.errors import RecipeMismatch
+from llm_unlearn.errors import Damaged, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.sisa.build import Progress, build, stale
 from llm_unlearn.takedown import receipt as receipts
@@ -32,7 +32,8 @@ from llm_unlearn.takedown.tombstones import Tombstones
 from llm_unlearn.takedown.verify import request_reference
 
 if TYPE_CHECKING:
-    from llm_unlearn.takedown.evidence import Evidence
+    from llm_unlearn.sisa.checkpoints import Listed
+    from llm_unlearn.takedown.evidence import Evidence, Moments
 
 _RULE = (
     "Every live document was compared with the texts of the request, folded to bare letters: equal "
@@ -104,6 +105,17 @@ class Takedowns:
         self._journal.sweep()
         return [self._carry_out(filed, None) for filed in self._journal.pending()]
 
+    def settle(self) -> None:
+        """Bring every unfinished takedown to where nothing is left of it, and retrain nothing yet.
+
+        So that a new demand need not wait, unfenced, for the retraining of an earlier one.
+        """
+        from llm_unlearn.takedown.evidence import Moments
+
+        self._journal.sweep()
+        for filed in self._journal.pending():
+            self._erase(filed, self._journal.case(filed), Moments(self._opened, None))
+
     def known(self, request_id: str) -> Outcome | None:
         """What became of a request that was accepted before (finishing it now), or None."""
         filed = self._journal.find(request_id)
@@ -153,20 +165,14 @@ class Takedowns:
         case = self._journal.case(filed)
         reference = request_reference(case.request_id, bytes.fromhex(case.salt))
         moments = Moments(opened, evidence)
-        if filed.state == "fenced":
-            moments.before_and_rolled_back(case.served)
-            handles = [bytes.fromhex(handle) for handle in case.handles]
-            opened.vault.delete(handles)
-            filed = self._advance(filed, "deleted", case)
-        if filed.state == "deleted":
-            self._dispose(case)
-            filed = self._advance(filed, "disposed", case)
+        filed = self._erase(filed, case, moments)
         if filed.state == "disposed":
             try:
-                self._retrain()
-            except RecipeMismatch as mismatch:
-                return Outcome(filed.number, filed.state, None, reference, waiting=str(mismatch))
-            case.probes = moments.after()
+                self._retrain({shard.shard for shard in case.shards})
+                case.probes = moments.after()
+            except UnlearnError as error:
+                # nothing of the text is left; utility waits until what is named is put right
+                return Outcome(filed.number, filed.state, None, reference, waiting=str(error))
             filed = self._advance(filed, "retrained", case)
         if case.receipt is None:
             scan = moments.scan()
@@ -181,45 +187,56 @@ class Takedowns:
         self._on_state("receipted")
         return Outcome(filed.number, "receipted", written, reference)
 
+    def _erase(self, filed: Filed, case: Case, moments: Moments) -> Filed:
+        """From the fence to the disposal of every checkpoint that saw the text."""
+        if filed.state == "fenced":
+            moments.before_and_rolled_back(case.served)
+            self._opened.vault.delete([bytes.fromhex(handle) for handle in case.handles])
+            filed = self._advance(filed, "deleted", case)
+        if filed.state == "deleted":
+            self._dispose(filed, case)
+            filed = self._advance(filed, "disposed", case)
+        return filed
+
     def _advance(self, filed: Filed, state: str, case: Case) -> Filed:
         moved = self._journal.advance(filed, state, case)  # type: ignore[arg-type]
         if filed.state != state:
             self._on_state(state)
         return moved
 
-    def _dispose(self, case: Case) -> None:
+    def _dispose(self, filed: Filed, case: Case) -> None:
         opened = self._opened
         doomed = stale(opened.wanted(), opened.checkpoints.listed())
         salt = bytes.fromhex(case.salt)
         known = {(item.shard, item.slice) for item in case.checkpoints}
         for item in doomed:
-            place = (item.shard, _slice_number(item.name, opened.config.training.slices))
-            if place not in known:
-                digest = opened.checkpoints.digest(item)
-                case.checkpoints.append(
-                    receipts.commit_checkpoint(salt, shard=place[0], slice=place[1], digest=digest)
-                )
+            shard, number = item.shard, _slice_number(item.name, opened.training.slices)
+            if (shard, number) not in known:
+                digest = _digest(opened, item)
+                made = receipts.commit_checkpoint(salt, shard=shard, slice=number, digest=digest)
+                case.checkpoints.append(made)
+        gone = {item.shard for item in case.checkpoints}
+        case.shards = [
+            receipts.Shard(shard=s.shard, resumed_from=s.clean, retrained=len(s.missing))
+            for s in opened.states()
+            if s.shard in gone
+        ]
         # what is about to go is written down first: a resumed process cannot read it any more
-        filed = self._journal.find(case.request_id)
-        if filed is not None:
-            case.shards = [
-                receipts.Shard(shard=s.shard, resumed_from=s.clean, retrained=len(s.missing))
-                for s in opened.states()
-                if s.missing or any(item.shard == s.shard for item in doomed)
-            ]
-            self._journal.advance(filed, "deleted", case)
+        self._journal.advance(filed, "deleted", case)
         opened.checkpoints.dispose(doomed)
 
-    def _retrain(self) -> None:
+    def _retrain(self, shards: set[int]) -> None:
+        """Build what the touched shards lack; the others wait for `train`."""
         opened = self._opened
-        states = opened.states()
+        opened.checkpoints.dispose(stale(opened.wanted(), opened.checkpoints.listed()))
+        states = [state for state in opened.states() if state.shard in shards]
         if any(state.missing for state in states):
             opened.check_recipe()
             build(
                 states,
                 opened.models.host,
                 opened.checkpoints,
-                opened.config.training,
+                opened.training,
                 opened.examples,
                 self._progress,
             )
@@ -293,10 +310,21 @@ def _store_digest(opened: Opened) -> str:
 def _adapter_digests(opened: Opened) -> dict[int, str]:
     listed = opened.checkpoints.listed()
     return {
-        state.shard: opened.checkpoints.digest(listed[state.serving.name])
+        state.shard: _digest(opened, listed[state.serving.name])
         for state in opened.states()
         if state.serving
     }
+
+
+def _digest(opened: Opened, item: Listed) -> str:
+    """Digest of a checkpoint; of one that cannot be read any more, 64 zeros.
+
+    A damaged file must not keep a takedown from being accepted.
+    """
+    try:
+        return opened.checkpoints.digest(item)
+    except Damaged:
+        return "0" * 64
 
 
 def _slice_number(name: str, slices: int) -> int:

@@ -183,7 +183,7 @@ def _work(opened: Opened, gone: set[bytes]) -> tuple[ShardWork, ...]:
             state.shard,
             state.clean,
             len(state.missing),
-            planned_steps(state, opened.config.training),
+            planned_steps(state, opened.training),
         )
         for state in after
         if state.shard in affected

@@ -74,11 +74,8 @@ def probe(
             tuple(answers),
         )
 
-    if adapter is None:
-        with host.off():
-            return measure()
-    host.load(adapter)
-    return measure()
+    with host.using(adapter):
+        return measure()
 
 
 def _split(host: AdapterHost, document: Document, max_tokens: int) -> tuple[list[int], str]:

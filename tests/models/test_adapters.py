@@ -82,7 +82,7 @@ def test_off_is_the_base_model(tiny_references: dict[str, str]) -> None:
         host = _host(tiny_references["llama"])
         _moved(host)
         assert not torch.equal(host.model(input_ids=ids).logits, base)
-        with host.off():
+        with host.using(None):
             assert torch.equal(host.model(input_ids=ids).logits, base)
 
 
