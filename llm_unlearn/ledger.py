@@ -1,8 +1,9 @@
 """What the workspace knows of itself and of each document: where it went, by which rule, and when.
 
-Guarantees: every document accepted or refused has an entry, and the entry dies with the document's
-key; the number of the open generation changes only when a `train` closes it. Entries are sealed; the
-few plain settings (format, key identity, generation, recipe) hold nothing of any text.
+Guarantees: every document accepted, or refused by the policy, has an entry, which dies with the
+document's key (what a tombstone refuses leaves none); the number of the open generation changes
+only when a `train` closes it. Entries are sealed; the few plain settings (format, key identity,
+generation, recipe) hold nothing of any text.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ keys are read from the file on every use, so a destruction by another process is
 `rotate` replaces the key-encryption key (KEK) and every wrapping, and killed half-way leaves the
 old keyring or the new one. It does not protect the bytes from whoever can read both the directory
 and the root key, and it relies on the file system overwriting in place (ext4 and xfs do; a
-copy-on-write file system or a snapshot keeps old blocks, which rotation makes useless as long as
-the root is rotated with it).
+copy-on-write file system or a snapshot keeps old blocks, which rotation makes useless to whoever
+has no old root key).
 
 Files: `keyring.json` (identity, wrapped KEK, sealed secrets), `slots-N` (64-byte slots: nonce 12,
 key 32, tag 16, zeros 4; all zeros when free), `root.key` when the root is the default one.

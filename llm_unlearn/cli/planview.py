@@ -32,6 +32,7 @@ def as_json(plan: Plan) -> dict[str, object]:
     return {
         "removed": [_item(planned) for planned in plan.removed],
         "flagged": [_item(planned) for planned in plan.flagged],
+        "held": plan.held,
         "compared": plan.compared,
         "shards": [
             {"shard": s.shard, "kept": s.kept, "retrained": s.retrained, "steps": s.steps}
@@ -78,6 +79,8 @@ def shown(plan: Plan, opened: Opened) -> Iterator[RenderableType]:
         )
         for planned in plan.flagged:
             yield _beside(planned, texts, opened)
+    if plan.held:
+        yield words(f"{plan.held} are under a legal hold: not used, and kept.")
     yield words(f"{plan.compared} other documents were compared.")
     for work in plan.shards:
         yield words(

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from llm_unlearn.config import Config
 from llm_unlearn.demo import measure
 from llm_unlearn.demo.measure import GROUPS, Asked
+from llm_unlearn.demo.plots import demo_picture
 from llm_unlearn.demo.proof import Removed, prove
 from llm_unlearn.demo.report import write_report
 from llm_unlearn.demo.result import Check, DemoResult, Leak, Removal
@@ -90,6 +91,7 @@ class _Demo:
             learned = self._take_down(workspace, LEARNED, "a subject learned by a shard")
             self._finish(workspace, stored, learned)
         report = write_report(self.result, self.out / "report.html")
+        demo_picture(self.result, self.out / "demo.svg")
         figures = json.dumps(self.result.as_json(), indent=1, ensure_ascii=False)
         write_atomic(self.out / "result.json", figures.encode())
         print_summary(self.result, self.console)
@@ -255,12 +257,12 @@ class _Demo:
 
     @contextmanager
     def _step(self, title: str) -> Iterator[None]:
-        self.console.print(f"[bold]{title}[/bold]")
+        self.console.print(title, style="bold")
         started = time.monotonic()
         yield
         seconds = time.monotonic() - started
         self.result.timings.append((title, round(seconds, 1)))
-        self.console.print(f"  [dim]{seconds:.1f} s[/dim]")
+        self.console.print(f"  {seconds:.1f} s", style="dim")
 
 
 def _selection(small: bool) -> tuple[list[Document], list[Asked]]:

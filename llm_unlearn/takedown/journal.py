@@ -45,6 +45,7 @@ class Case(BaseModel):
     closure: Closure
     store_count: int
     corpus_count: int
+    held: int = 0
     before: Before
     served: dict[int, str]  # shard -> name of the checkpoint that served before
     shards: list[Shard] = []

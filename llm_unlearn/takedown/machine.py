@@ -146,6 +146,7 @@ class Takedowns:
             closure=_closure(opened, plan),
             store_count=by_fate.count("store"),
             corpus_count=by_fate.count("corpus"),
+            held=plan.held,
             before=before,
             served=served,
         )
@@ -260,6 +261,7 @@ class Takedowns:
             closure=case.closure,
             done=receipts.Done(
                 documents_deleted=receipts.ByFate(store=case.store_count, corpus=case.corpus_count),
+                documents_held=case.held,
                 keys_destroyed=len(case.handles) + len(case.checkpoints),
                 checkpoints=tuple(case.checkpoints),
                 disposal=_DISPOSAL,

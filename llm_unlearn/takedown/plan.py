@@ -52,6 +52,7 @@ class Plan:
     request: Request
     removed: tuple[Planned, ...]
     flagged: tuple[Planned, ...]
+    held: int  # named, but under a legal hold: not used, and kept
     compared: int
     shards: tuple[ShardWork, ...]
     seconds: float | None  # expected time of retraining; None before the first training
@@ -72,13 +73,16 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
         NotFound: the request names a subject, id or source that no live document has.
         InputError: the request names nothing at all.
     """
-    live = opened.vault.records()
-    named = _named(opened, request, live)
-    handles = {record.handle for record in named}
-    documents = [opened.document(r) for r in named if r.fate != "refused"]
-    texts = [document.content for document in documents]
+    present = opened.vault.records(states=("live", "held"))
+    live = [record for record in present if record.state == "live"]
+    asked = _named(opened, request, present)
+    named = [record for record in asked if record.state == "live"]
+    handles = {record.handle for record in asked}
+    held = [record for record in asked if record.state == "held"]
+    texts = [opened.document(r).content for r in named if r.fate != "refused"]
     if request.text:
         texts.append(request.text)
+    texts += [opened.document(r).content for r in held if r.fate != "refused"]
     requested = [_planned(opened, record, "requested", 1.0) for record in named]
     others = [r for r in live if r.handle not in handles and r.fate != "refused"]
     matches = (
@@ -86,7 +90,7 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
             texts,
             _candidates(opened, others),
             config=opened.config.takedown,
-            request_vectors=_vectors(opened, named, request),
+            request_vectors=_vectors(opened, asked, request),
         )
         if texts
         else []
@@ -96,7 +100,7 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
     sure = [item for item in found if include_flagged or item.kind != "paraphrase"]
     flagged = [] if include_flagged else [item for item in found if item.kind == "paraphrase"]
     removed = [*requested, *sure]
-    if not removed:
+    if not removed and not held:
         raise NotFound(
             "No live document falls under this request.",
             "Nothing was changed. Check the passage, or name a subject, an id or a source.",
@@ -106,17 +110,18 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
         request=request,
         removed=tuple(removed),
         flagged=tuple(flagged),
+        held=len(held),
         compared=len(others),
         shards=shards,
         seconds=_seconds(opened, sum(work.steps for work in shards)),
     )
 
 
-def _named(opened: Opened, request: Request, live: Sequence[Record]) -> list[Record]:
+def _named(opened: Opened, request: Request, present: Sequence[Record]) -> list[Record]:
     mark = opened.vault.mark
     chosen: dict[bytes, Record] = {}
     if request.subject:
-        found = [r for r in live if r.subject == mark("subject", request.subject)]
+        found = [r for r in present if r.subject == mark("subject", request.subject)]
         if not found:
             raise NotFound(
                 f"No live document has the subject {request.subject!r}.",
@@ -125,12 +130,12 @@ def _named(opened: Opened, request: Request, live: Sequence[Record]) -> list[Rec
         chosen |= {r.handle: r for r in found}
     for name in request.ids:
         handle = mark("id", name)
-        match = [r for r in live if r.handle == handle]
+        match = [r for r in present if r.handle == handle]
         if not match:
             raise NotFound(f"No live document has the id {name!r}.", "Nothing was changed.")
         chosen |= {handle: match[0]}
     if request.source:
-        found = [r for r in live if r.source == mark("source", request.source)]
+        found = [r for r in present if r.source == mark("source", request.source)]
         if not found:
             raise NotFound(
                 f"No live document has the source {request.source!r}.", "Nothing was changed."

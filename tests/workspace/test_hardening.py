@@ -275,3 +275,18 @@ def test_a_removed_subject_of_an_earlier_shard_is_not_found_twice(make: Maker) -
     workspace.takedown(subject="author-1", probe=False)
     with pytest.raises(NotFound, match="No live document has the subject 'author-1'"):
         workspace.takedown(subject="author-1")
+
+
+def test_a_legal_hold_is_kept_and_the_receipt_says_so(make: Maker) -> None:
+    workspace = make()
+    workspace.ingest([stored(1, "work"), stored(2, "work"), stored(3, "other")])
+    workspace.opened.store.hold(id="work/s2")
+    outcome = workspace.takedown(subject="work")
+    assert outcome is not None
+    assert outcome.receipt is not None
+    receipt = workspace.verify(outcome.receipt).receipt
+    assert receipt.outcome == "held"
+    assert (receipt.done.documents_held, receipt.done.documents_deleted.store) == (1, 1)
+    assert workspace.status().counts == {"held": 1, "store": 1}
+    hits = workspace.opened.store.search("tale", groups={"staff"}, k=9)
+    assert {hit.subject for hit in hits} == {"other"}
