@@ -13,8 +13,8 @@ SECRETS = {
 }
 
 
-def tiny_config(references: dict[str, str], **training: object) -> Config:
-    """Two shards of two slices on the tiny llama; every document without an acl trains."""
+def tiny_config(references: dict[str, str], kind: str = "llama", **training: object) -> Config:
+    """Two shards of two slices on a tiny model; every document without an acl trains."""
     settings = {
         "shards": 2,
         "slices": 2,
@@ -28,7 +28,7 @@ def tiny_config(references: dict[str, str], **training: object) -> Config:
     }
     return Config.model_validate(
         {
-            "model": references["llama"],
+            "model": references[kind],
             "embedder": references["embedder"],
             "training": settings,
             "answering": {"max_new_tokens": 8},

@@ -20,6 +20,7 @@ from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.probing import NAMES, Leakage, probe
 from llm_unlearn.takedown.receipt import Probe, Scan, decimal
+from llm_unlearn.takedown.scanning import scan_for
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,16 @@ class Moments:
 
     def scan(self) -> Scan | None:
         """Search the workspace and the key directory for what was removed."""
-        if self._evidence is None:
+        found = self._evidence
+        if found is None:
             return None
-        from llm_unlearn.takedown.scanning import scan_for
-
-        return scan_for(self._opened, self._evidence)
+        return scan_for(
+            self._opened,
+            documents=found.documents,
+            tokens=found.tokens,
+            vectors=found.vectors,
+            keys=found.keys,
+        )
 
     def _serving(self) -> dict[int, str]:
         return {s.shard: s.serving.name for s in self._opened.states() if s.serving}

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from llm_unlearn.documents import Document
 from llm_unlearn.errors import NotFound
 from llm_unlearn.eval.needles import Needles
 from llm_unlearn.eval.residue import survey
 from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.receipt import Scan
 
-if TYPE_CHECKING:
-    from llm_unlearn.takedown.evidence import Evidence
 
-
-def scan_for(opened: Opened, evidence: Evidence) -> Scan:
+def scan_for(
+    opened: Opened,
+    *,
+    documents: Sequence[Document],
+    tokens: Sequence[Sequence[int]],
+    vectors: Sequence[NDArray[np.float32]],
+    keys: Sequence[bytes],
+) -> Scan:
     """Search every file of the workspace and of the key directory for what was removed.
 
     Passages that a retained document also holds are left out, since finding them proves nothing.
+
+    Args:
+        tokens: token ids of each training example.
+        vectors: (chunks, dim) of each document.
+        keys: the destroyed data keys, raw.
+
+    Raises:
+        NotFound: there is no file to scan.
     """
     retained = (
         opened.document(record).content
@@ -27,10 +41,10 @@ def scan_for(opened: Opened, evidence: Evidence) -> Scan:
         if record.fate != "refused"
     )
     needles = Needles.build(
-        [document.content for document in evidence.documents],
-        tokens=evidence.tokens,
-        vectors=np.concatenate(evidence.vectors) if evidence.vectors else None,
-        keys=evidence.keys,
+        [document.content for document in documents],
+        tokens=tokens,
+        vectors=np.concatenate(vectors) if vectors else None,
+        keys=keys,
         background=retained,
     )
     places = [opened.path, opened.keyring.directory]
@@ -38,10 +52,10 @@ def scan_for(opened: Opened, evidence: Evidence) -> Scan:
     if not found.files:
         raise NotFound(f"Nothing to scan in {opened.path}.", "Was it moved?")
     searched = [
-        f"text of {len(evidence.documents)} documents as UTF-8, UTF-16, UTF-32, JSON, Base64 and "
+        f"text of {len(documents)} documents as UTF-8, UTF-16, UTF-32, JSON, Base64 and "
         "hex, in file names and contents, compressed streams included",
-        f"token ids of {len(evidence.tokens)} training examples, "
-        f"{sum(len(rows) for rows in evidence.vectors)} vectors, {len(evidence.keys)} data keys",
+        f"token ids of {len(tokens)} training examples, "
+        f"{sum(len(rows) for rows in vectors)} vectors, {len(keys)} data keys",
         "every file of the workspace and of its key directory",
     ]
     if needles.dropped:

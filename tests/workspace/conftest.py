@@ -18,9 +18,9 @@ def make(tmp_path: Path, tiny_references: dict[str, str]) -> Iterator[Maker]:
     made: list[Workspace] = []
     shared: dict[str, Models] = {}
 
-    def maker(name: str = "ws", **training: object) -> Workspace:
-        config = tiny_config(tiny_references, **training)
-        models = shared.setdefault(config.training.model_dump_json(), Models(config))
+    def maker(name: str = "ws", kind: str = "llama", **training: object) -> Workspace:
+        config = tiny_config(tiny_references, kind, **training)
+        models = shared.setdefault(config.model_dump_json(), Models(config))
         workspace = Workspace.create(
             tmp_path / name,
             keys=tmp_path / f"{name}-keys",

@@ -65,6 +65,27 @@ def test_a_takedown_in_a_shard_equals_never_had(make: Maker) -> None:
     assert answering_state(workspace) == answering_state(never)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "qwen"])
+@pytest.mark.parametrize("layers", [1, None])
+def test_other_architectures_walk_the_same_road(make: Maker, kind: str, layers: int | None) -> None:
+    gone = "author-1"
+    states = []
+    for name, documents in (
+        ("ws", [*CORPUS, *STORE]),
+        ("never", [d for d in [*CORPUS, *STORE] if d.subject != gone]),
+    ):
+        workspace = make(name, kind, top_layers=layers)
+        workspace.ingest(documents)
+        workspace.train()
+        if name == "ws":
+            assert workspace.ask(CORPUS[0].messages[0].content, {"staff"}).text is not None
+            outcome = workspace.takedown(subject=gone)
+            assert outcome is not None
+            assert outcome.receipt is not None
+        states.append(answering_state(workspace))
+    assert states[0] == states[1]
+
+
 def test_a_takedown_in_the_store_equals_never_had(make: Maker) -> None:
     workspace = _ready(make)
     trained = answering_state(workspace)
