@@ -13,6 +13,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))  # `tiny` is shared by several test folders
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Leave the checkout: its bare `llm_unlearn/` would shadow the package in child processes."""
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+
+
 @pytest.fixture(scope="session")
 def tiny_references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders of the tiny models by kind: llama, gpt2, qwen, embedder."""

@@ -132,7 +132,7 @@ BAD_FILES = [
     (
         "training:\n  batch_size: 2.5\n",
         "line 2: training.batch_size = 2.5: should be a valid integer. "
-        "Meaning: Documents in one step. Default: 8.",
+        "Meaning: Documents in one step. Default: 4.",
     ),
     (
         "training:\n  clip: yes\n",
@@ -259,13 +259,13 @@ def test_no_bytes_give_anything_but_a_config_or_an_input_error(
     assert isinstance(result, Config) or str(result).isprintable()
 
 
-def test_the_import_loads_no_model_library() -> None:
+def test_the_import_loads_no_model_library(tmp_path: Path) -> None:
     program = (
         "import sys, llm_unlearn.config, llm_unlearn.readers, llm_unlearn.personal_data\n"
         "heavy = {'torch', 'faiss', 'transformers', 'numpy', 'datasets', 'presidio_analyzer'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"

@@ -26,6 +26,9 @@ from llm_unlearn.readers import Broken, read_documents, scan_documents
 SECRET = "the heron waits by the quiet lock"
 
 
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]
+
+
 def told(path: Path, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
         list(read_documents(path, **options))
@@ -63,14 +66,15 @@ def test_csv_with_messages_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "d.CSV"
     path.write_text(
         "id,text,messages,acl\r\n007,NA,,\r\n"
-        'x,,"[{""role"": ""assistant"", ""content"": ""c""}]",hr; board\r\n'
+        'x,,"[{""role"": ""user"", ""content"": ""q""}, '
+        '{""role"": ""assistant"", ""content"": ""c""}]",hr; board\r\n'
     )
     assert list(read_documents(path)) == [
         Document(id="007", text="NA"),
         Document.model_validate(
             {
                 "id": "x",
-                "messages": [{"role": "assistant", "content": "c"}],
+                "messages": TURNS,
                 "acl": ["hr", "board"],
             }
         ),
@@ -147,13 +151,13 @@ def test_parquet_round_trip(tmp_path: Path) -> None:
                 "id": "b",
                 "text": None,
                 "tags": None,
-                "messages": [{"role": "assistant", "content": "c"}],
+                "messages": TURNS,
             },
         ],
     )
     assert list(read_documents(path)) == [
         Document(id="007", text=SECRET, tags=("a",)),
-        Document.model_validate({"id": "b", "messages": [{"role": "assistant", "content": "c"}]}),
+        Document.model_validate({"id": "b", "messages": TURNS}),
     ]
 
 
