@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import Damaged, UnlearnError
+from llm_unlearn.errors import UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.probing import NAMES, Leakage, probe
@@ -89,8 +89,8 @@ class Moments:
         try:
             self._before = self._measure(dict(served))
             self._rolled_back = self._measure(self._serving())
-        except Damaged:
-            self._before = None  # an unreadable checkpoint is disposed of like any other
+        except UnlearnError:
+            self._before = None  # what cannot be measured must not keep the text from being removed
 
     def after(self) -> list[Probe] | None:
         """Measure on what serves after retraining; None when nothing was measured before."""

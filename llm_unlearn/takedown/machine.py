@@ -108,13 +108,17 @@ class Takedowns:
     def settle(self) -> None:
         """Bring every unfinished takedown to where nothing is left of it, and retrain nothing yet.
 
-        So that a new demand need not wait, unfenced, for the retraining of an earlier one.
+        So that a new demand need not wait, unfenced, for the retraining of an earlier one. One that
+        lacks only its receipt gets it: its number in the chain may be fixed already.
         """
         from llm_unlearn.takedown.evidence import Moments
 
         self._journal.sweep()
         for filed in self._journal.pending():
-            self._erase(filed, self._journal.case(filed), Moments(self._opened, None))
+            if filed.state == "retrained":
+                self._carry_out(filed, None)
+            else:
+                self._erase(filed, self._journal.case(filed), Moments(self._opened, None))
 
     def known(self, request_id: str) -> Outcome | None:
         """What became of a request that was accepted before (finishing it now), or None."""

@@ -290,3 +290,22 @@ def test_a_legal_hold_is_kept_and_the_receipt_says_so(make: Maker) -> None:
     assert workspace.status().counts == {"held": 1, "store": 1}
     hits = workspace.opened.store.search("tale", groups={"staff"}, k=9)
     assert {hit.subject for hit in hits} == {"other"}
+
+
+def test_a_receipt_cut_off_before_its_file_keeps_its_place_in_the_chain(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make()
+    workspace.ingest(DOCUMENTS)
+
+    def interrupted(*_arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine.receipts, "write_receipt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.takedown(subject="work-0", probe=False)
+    monkeypatch.undo()
+    workspace.takedown(subject="work-1", probe=False)
+    assert [state for _, state, _ in workspace.status().takedowns] == ["receipted"] * 2
+    for receipt in sorted((workspace.path / "receipts").iterdir()):
+        workspace.verify(receipt)
