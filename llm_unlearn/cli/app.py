@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_unlearn.cli import demos, documents, learning, receipts, takedowns, workspaces
+from llm_unlearn.cli import benches, demos, documents, learning, receipts, takedowns, workspaces
 from llm_unlearn.cli.codes import MEANING, USAGE, epilog
 from llm_unlearn.cli.failures import UsageError, handled
 from llm_unlearn.cli.options import DEBUG, JSON
@@ -31,6 +31,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
 )
+_BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = ((benches.store, (3, 4, 9)),)
 
 
 def run(arguments: list[str]) -> int:
@@ -43,16 +44,26 @@ def run(arguments: list[str]) -> int:
 
 
 def _app() -> typer.Typer:
+    app = _group("Text that can be taken back from a language model, with proof.", _COMMANDS)
+    app.callback()(_program)
+    bench = _group("Measure this machine, beside other programs where installed.", _BENCHES)
+    bench.callback()(lambda: None)  # stays a group whatever the number of its commands
+    app.add_typer(bench, name="bench")
+    return app
+
+
+def _group(
+    about: str, commands: tuple[tuple[Callable[..., None], tuple[int, ...]], ...]
+) -> typer.Typer:
     app = typer.Typer(
-        help="Text that can be taken back from a language model, with proof.",
+        help=about,
         epilog=epilog(),
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    app.callback()(_program)
-    for function, codes in _COMMANDS:
+    for function, codes in commands:
         # paragraphs on one line each: rich keeps line breaks inside them
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         help_text = "\n\n".join(" ".join(p.split()) for p in paragraphs)

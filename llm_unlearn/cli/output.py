@@ -141,6 +141,10 @@ class Bar:
         """So many are done; how many there are is not known."""
         self._set(self._what, done, None)
 
+    def part(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        self._set(self._what, done, total)
+
     def step(self, label: str, done: int, total: int, loss: float) -> None:
         """So many of so many are done, the last one in `label` with this loss."""
         self._set(f"{self._what} {label}, loss {loss:.3f}", done, total)

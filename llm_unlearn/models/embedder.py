@@ -7,7 +7,7 @@ a third of the speed of mixed batches on short texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +70,25 @@ class SentenceEmbedder:
             norm = float(np.linalg.norm(row.astype(np.float64)))
             rows[i] = row / np.float32(norm) if norm > 0 else row
         return rows
+
+
+def batch_encoder(
+    reference: str,
+) -> tuple[int, Callable[[Sequence[str]], NDArray[np.float32]]]:
+    """The length of a vector, and a function that embeds many texts at once in bfloat16.
+
+    Several times faster than `SentenceEmbedder`, and its bits depend on a text's neighbours: for
+    measuring only, never for a store.
+    """
+    embedder = SentenceEmbedder(reference)
+    model = embedder._model.bfloat16()
+
+    @torch.inference_mode()
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        found = model.encode(
+            list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        )
+        wide = found.float().numpy().astype(np.float64)
+        return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float32)
+
+    return embedder.dim, encode

@@ -3,29 +3,81 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.retrieval import bench
+from llm_unlearn.retrieval.embedding import Floats
 
 
 def test_bench_measures_every_store(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((330, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = bench.run(vectors, queries=10, deletions=5, folder=tmp_path)
-    assert {"ours, rabitq", "ours, flat", "FAISS Flat, rewritten"} <= {row.store for row in rows}
+    chosen, _ = bench.choose()
+    rows = bench.run(vectors, chosen, queries=10, deletions=5, folder=tmp_path)
+    assert {"ours", "ours-flat", "faiss-flat"} <= {row.store for row in rows}
     for row in rows:
         assert (row.recall, row.recall_after) == (1.0, 1.0)
         assert (row.texts_left, row.vectors_left) == (0, 0)
         assert min(row.ingest, row.delete[0], row.search[0], row.search_after[0]) > 0
     assert list(tmp_path.iterdir()) == []
     out = io.StringIO()
-    bench.show(rows, Console(file=out, width=200))
-    assert "rabitq" in out.getvalue()
+    Console(file=out, width=200).print(bench.table(rows))
+    assert "ours-flat" in out.getvalue()
     with pytest.raises(InputError):
-        bench.run(vectors, queries=10, deletions=100)
+        bench.run(vectors, chosen, queries=10, deletions=100)
+
+
+def test_an_unknown_store_is_named() -> None:
+    with pytest.raises(InputError, match="pinecone"):
+        bench.choose(["ours", "pinecone"])
+
+
+def test_texts_are_read_once_each_and_embedding_goes_on_after_an_interruption(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text(
+        "The tide came in. It went\nout again.\n\nThe tide came in.\n7."
+    )
+    (tmp_path / "b.jsonl").write_text('{"q": "Who rowed? Who sank?", "c": {"A": "Ines", "n": 4}}\n')
+    (tmp_path / "c.json").write_text('[{"q": "Who rowed? Who sank?", "c": ["Perpetua"]}]')
+    (tmp_path / "d.bin").write_text("not read")
+    texts = bench.read_texts([tmp_path])
+    assert texts == [
+        *("The tide came in.", "It went out again.", "Who rowed? Who sank?", "Ines", "Perpetua"),
+    ]
+    many = [f"text {i}" for i in range(10_000)]
+    calls: list[int] = []
+
+    def encode(batch: Sequence[str], stop: int) -> Floats:
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(len(batch))
+        return np.array([[len(text), int(text.split()[1])] for text in batch], np.float32)
+
+    cache = tmp_path / "cache.npy"
+    with pytest.raises(KeyboardInterrupt):
+        bench.embed_texts(many, partial(encode, stop=100), 2, cache)
+    done = sum(calls)
+    found = bench.embed_texts(many, partial(encode, stop=-1), 2, cache)
+    assert found[:, 1].tolist() == list(range(10_000))
+    assert done < sum(calls) < 10_000 + done  # the first part was not done again
+    assert bench.embed_texts(many[:3], partial(encode, stop=-1), 2, cache).shape == (3, 2)
+
+
+def test_vectors_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        bench.load_vectors(tmp_path / "none.npy")
+    for name, bad in (("a", np.ones(3, np.float32)), ("b", np.ones((2, 3), np.float32))):
+        np.save(tmp_path / name, bad)
+        with pytest.raises(InputError):
+            bench.load_vectors(tmp_path / f"{name}.npy")
+    np.save(tmp_path / "c", bench.synthetic(1000, 8))
+    assert bench.load_vectors(tmp_path / "c.npy").shape == (1000, 8)
