@@ -48,7 +48,8 @@ def store(
     what, given = _vectors(out, vectors, texts, cache, rows + queries)
     found = bench.run(given, chosen, queries=queries, threads=threads, begun=out.say)
     result = {"vectors": what, "threads": threads, "absent": absent}
-    out.result({**result, "stores": [asdict(row) for row in found]}, bench.table(found, threads))
+    out.result({**result, "stores": [asdict(row) for row in found]})
+    out.show(*bench.tables(found, threads))
     out.show(words(f"Vectors: {what}."))
     if absent and not peers:
         out.show(words(f"Not installed, so not measured: {', '.join(absent)}."))

@@ -5,7 +5,7 @@ It measures this machine at this moment: compare the lines of one run, not runs.
 
 from llm_unlearn.retrieval.bench.choose import choose
 from llm_unlearn.retrieval.bench.measure import Row, run
-from llm_unlearn.retrieval.bench.table import table
+from llm_unlearn.retrieval.bench.table import tables
 from llm_unlearn.retrieval.bench.texts import embed_texts, read_texts
 from llm_unlearn.retrieval.bench.vectors import load_vectors, synthetic
 
@@ -17,5 +17,5 @@ __all__ = [
     "read_texts",
     "run",
     "synthetic",
-    "table",
+    "tables",
 ]

