@@ -1,18 +1,19 @@
 """From a question to an answer: from the store, from an adapter, or none.
 
 Guarantees: a caller without groups gets no answer; the store is searched only over what the groups may
-see; an adapter answers only callers in the default group, the only group whose documents are trained
-on; the adapter that answers is a clean checkpoint, and routing looks only at documents that
-it has been trained on. If anything in the workspace changed between choosing the sources and the last
-word, the answer is thrown away and made again, so that nothing accepted for removal is in any answer
-returned after it. Threads may ask at once; the model takes them in turn.
+see; an adapter answers only callers in the group that its shard belongs to, or in the default group
+where it learned documents without access groups; the adapter that answers is a clean checkpoint, and
+routing looks only at documents that it has been trained on. If anything in the workspace changed
+between choosing the sources and the last word, the answer is thrown away and made again, so that
+nothing accepted for removal is in any answer returned after it. Threads may ask at once; the model
+takes them in turn.
 A question that nothing live is near to gets the same fixed words whatever the reason.
 It does not promise that a small model reads its context well, nor that it never invents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,6 +70,7 @@ class Answerer:
 
     Args:
         states: the shards as they stand now, recomputed when the workspace changed.
+        required_groups: shards that answer one access group only (`Layout.required_groups`).
     """
 
     config: AnsweringConfig
@@ -79,6 +81,7 @@ class Answerer:
     checkpoints: Checkpoints
     host: Callable[[], AdapterHost]
     states: Callable[[], list[ShardState]]
+    required_groups: Callable[[], Mapping[int, str]]
     _adapters: dict[int, tuple[bytes, AdapterState]] = field(default_factory=dict)
     _covered: tuple[int, Covered] | None = None
 
@@ -123,7 +126,13 @@ class Answerer:
             kept = {inputs for _, inputs in covered.values()}
             self._adapters = {s: a for s, a in self._adapters.items() if a[0] in kept}
             self._covered = (change, covered)
-        covered = self._covered[1]
+        covered, required = self._covered[1], self.required_groups()
+        if required or self.default_group not in groups:
+            covered = {
+                handle: place
+                for handle, place in covered.items()
+                if required.get(place[0], self.default_group) in groups
+            }
         return [self._choose_one(vector, groups, covered) for vector in vectors]
 
     def _choose_one(
@@ -135,7 +144,7 @@ class Answerer:
         hits = self.store.search_vector(vector, groups=groups, k=self.config.retrieve)
         found = tuple(hit for hit in hits if hit.score >= self.config.store_threshold)
         routed = None
-        if self.default_group in groups and covered:
+        if covered:
             routed = self._route(vector, covered)
         if found and (routed is None or found[0].score >= routed.score):
             return _Choice("store", hits=found, score=found[0].score)

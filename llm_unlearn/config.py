@@ -13,11 +13,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from llm_unlearn.config_placement import PlacementConfig, Real, Settings
 from llm_unlearn.config_source import Written, apply_override, explain, read_yaml
 from llm_unlearn.retrieval.settings import StoreSettings
 from llm_unlearn.separation import SeparationPolicy
@@ -26,20 +33,7 @@ FORMAT = 1
 _HEADER = "# Settings of llm-unlearn. A key left out has its default."
 
 
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("YAML reads yes, no, on and off as true and false; write a number")
-    return value
-
-
-Real = Annotated[float, BeforeValidator(_not_bool)]
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TrainingConfig(_Settings):
+class TrainingConfig(Settings):
     """How the corpus is divided and how the adapters learn. All of it is part of the recipe."""
 
     shards: int = Field(
@@ -57,6 +51,10 @@ class TrainingConfig(_Settings):
         strict=True,
         description="Ordered parts of a shard with a checkpoint after each; a deletion retrains "
         "only the slices from the touched one on.",
+    )
+    placement: PlacementConfig = Field(
+        default=PlacementConfig(),
+        description="By what a subject's shard and slice are chosen.",
     )
     seed: int = Field(
         default=0,
@@ -116,6 +114,15 @@ class TrainingConfig(_Settings):
     )
     clip: Real = Field(default=1.0, gt=0, description="Longest gradient (L2 norm) of one step.")
 
+    @field_validator("placement")
+    @classmethod
+    def _has_room(cls, value: PlacementConfig, info: ValidationInfo) -> PlacementConfig:
+        shards, slices = info.data.get("shards"), info.data.get("slices")
+        if shards is None or slices is None:  # wrong by themselves, and told so
+            return value
+        value.check_room(shards, slices)
+        return value
+
     @field_validator("learning_rate")
     @classmethod
     def _learns(cls, value: float) -> float:
@@ -127,7 +134,7 @@ class TrainingConfig(_Settings):
         return value
 
 
-class AnsweringConfig(_Settings):
+class AnsweringConfig(Settings):
     """How a question finds the store, an adapter, or neither. Similarities are cosines."""
 
     retrieve: int = Field(
@@ -168,7 +175,7 @@ class AnsweringConfig(_Settings):
         return value
 
 
-class TakedownConfig(_Settings):
+class TakedownConfig(Settings):
     """Which other documents count as copies of the one that a demand names."""
 
     near_duplicate: Real = Field(
@@ -207,7 +214,7 @@ class TakedownConfig(_Settings):
     )
 
 
-class Config(_Settings):
+class Config(Settings):
     """All settings of a workspace."""
 
     version: int = Field(default=FORMAT, strict=True, description="Format of this file.")

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from llm_unlearn.config import Config
+from llm_unlearn.config import Config, PlacementConfig
 from llm_unlearn.documents import Document, normalise
 from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.parts import pack_body, pack_meta, unpack_meta
 from llm_unlearn.retrieval.store import Store
 from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
 from llm_unlearn.separation import Decision, decide
+from llm_unlearn.sisa.declared import agree, declared, of_subject
+from llm_unlearn.sisa.layout import Declared
 from llm_unlearn.takedown.tombstones import Tombstones
 
 BATCH = 64
@@ -64,6 +66,7 @@ def ingest(
     tombstones: Tombstones,
     preparer: Callable[[], Store],
     generation: int,
+    placement: PlacementConfig,
     dry_run: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> IngestReport:
@@ -71,19 +74,24 @@ def ingest(
 
     Args:
         preparer: gives the store whose `prepare` cuts and embeds; only called when needed.
+        placement: by what training documents are placed.
         progress: called with the number of documents seen so far.
 
     Raises:
-        InputError: an id is taken by a document with other words or other data.
+        InputError: an id is taken by a document with other words or other data; or a document that
+            would train declares no place, or another one than its subject has.
     """
     report = IngestReport()
     seen: dict[str, bytes] = {}  # id -> digest of the document, so far in this run
+    subjects: dict[bytes, tuple[Declared, str]] = {}
     try:
         for batch in _batches(documents):
             records = []
             for document in batch:
-                placed = _place(document, config, vault, tombstones, seen)
+                placed = _place(document, config, placement, vault, tombstones, seen)
                 report.placed.append(placed)
+                if placement.asks and placed.decision.fate == "corpus" and not placed.known:
+                    _check_subject(document, placement, vault, subjects)
                 if placed.known or dry_run or placed.decision.rule == "tombstone":
                     continue
                 records.append(_record(document, placed.decision, preparer, generation))
@@ -103,6 +111,7 @@ def ingest(
 def _place(
     document: Document,
     config: Config,
+    placement: PlacementConfig,
     vault: Vault,
     tombstones: Tombstones,
     seen: dict[str, bytes],
@@ -110,7 +119,7 @@ def _place(
     removed = tombstones.refuses(document)
     if removed is not None:
         return Placed(document.id, document.subject, Decision("refused", "tombstone", removed))
-    decision = decide(document, config.separation)
+    decision = decide(document, config.separation, own_shards=placement.own_shards)
     digest = hashlib.sha256(pack_body(document)).digest()
     twin = seen.setdefault(document.id, digest)
     held = vault.find(vault.mark("id", document.id))
@@ -122,6 +131,21 @@ def _place(
         )
     known = held is not None or twin is not digest
     return Placed(document.id, document.subject, decision, known=known)
+
+
+def _check_subject(
+    document: Document,
+    placement: PlacementConfig,
+    vault: Vault,
+    subjects: dict[bytes, tuple[Declared, str]],
+) -> None:
+    """A document trains where the others of its subject do."""
+    said, mark = declared(document, placement), vault.mark("subject", document.subject)
+    if mark not in subjects:
+        found = of_subject(vault, document.subject, placement)
+        subjects[mark] = found or (said, document.id)
+    before, name = subjects[mark]
+    agree(before, said, name, document.id, document.subject)
 
 
 def _same(document: Document, held: Record, vault: Vault) -> bool:

@@ -26,7 +26,8 @@ from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.retrieval.parts import unpack_body, unpack_vectors
 from llm_unlearn.retrieval.store import Embedder, Store
 from llm_unlearn.retrieval.vault import Record, Vault
-from llm_unlearn.sisa.layout import Layout, Slice
+from llm_unlearn.sisa.declared import Declarations
+from llm_unlearn.sisa.layout import UNDECLARED, Layout, Slice
 from llm_unlearn.sisa.layout import slices as lay_out
 
 if TYPE_CHECKING:
@@ -78,7 +79,19 @@ class Opened:
     def layout(self) -> Layout:
         """Where subjects train."""
         training = self.training
-        return Layout(self.keyring.secret("placement"), training.shards, training.slices)
+        key = self.keyring.secret("placement")
+        return Layout(key, training.shards, training.slices, training.placement)
+
+    @cached_property
+    def declarations(self) -> Declarations:
+        """What training documents declare of their group and risk."""
+        return Declarations(self.vault)
+
+    def shard_of(self, record: Record) -> int | None:
+        """The shard in which a training document has its place; None if it has none."""
+        said = self.declarations.of([record], self.training.placement)
+        found = said.get(record.handle, UNDECLARED)
+        return None if found is None else self.layout.shard(record.subject, found)
 
     @property
     def training(self) -> TrainingConfig:
@@ -104,7 +117,8 @@ class Opened:
             for record in self.vault.records(fate="corpus")
             if record.generation < opened and record.handle not in gone
         ]
-        return lay_out(self.layout, self.recipe_digest(), closed)
+        declared = self.declarations.of(closed, self.training.placement)
+        return lay_out(self.layout, self.recipe_digest(), closed, declared)
 
     def states(self) -> list[ShardState]:
         """Each shard as it stands: what is clean and what is missing."""

@@ -11,7 +11,7 @@ personal datum. The policy separates by what is declared and detected.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
@@ -192,7 +192,8 @@ class SeparationPolicy(BaseModel):
     rules: tuple[Rule, ...] = Field(
         default=DEFAULT_RULES,
         description="In this order; the first that matches decides. Above them all: a "
-        "document with access groups is never trained on.",
+        "document with access groups is never trained on, unless its one group has a shard of its "
+        "own (training.placement).",
     )
 
     @field_validator("default")
@@ -234,11 +235,16 @@ class Decision:
 
 
 def decide(
-    document: Document, policy: SeparationPolicy, detector: Detector | None = None
+    document: Document,
+    policy: SeparationPolicy,
+    detector: Detector | None = None,
+    *,
+    own_shards: Collection[str] = (),
 ) -> Decision:
-    """The fate of a document: a pure function of it and the policy.
+    """The fate of a document: a pure function of it, the policy and the groups with own shards.
 
     `detector` tells the kinds of personal data in a text; None takes `personal_data.detect`.
+    `own_shards` are access groups whose adapter answers nobody else.
 
     Raises:
         EnvironmentFailure: a rule asks for personal data and the detector's package is missing.
@@ -247,7 +253,8 @@ def decide(
         why = rule.when.match(document, detector or _packaged)
         if why is None:
             continue
-        if rule.then == "corpus" and document.acl:
+        alone = len(document.acl) == 1 and document.acl[0] in own_shards
+        if rule.then == "corpus" and document.acl and not alone:
             return Decision(
                 "store",
                 ACCESS_RULE,

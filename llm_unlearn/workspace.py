@@ -239,6 +239,7 @@ class Workspace:
                 tombstones=Tombstones(opened.database, opened.keyring),
                 preparer=lambda: opened.store,
                 generation=opened.ledger.generation,
+                placement=opened.training.placement,
                 dry_run=dry_run,
                 progress=progress,
             )
@@ -262,12 +263,15 @@ class Workspace:
             RecipeMismatch: this machine would compute other bits than the workspace was trained with.
         """
         from llm_unlearn.sisa.build import build, planned_steps, stale
+        from llm_unlearn.sisa.declared import check_all
         from llm_unlearn.takedown.machine import Takedowns
 
         opened = self._opened
         # a damaged checkpoint may be what an unfinished takedown waits for
         with self._writing(resuming=not repair):
             recipe = opened.current_recipe() if retrain_all else opened.check_recipe()
+            if recipe != opened.saved_recipe():
+                check_all(opened.vault, recipe.training.placement)
             with opened.database.transaction():
                 opened.database.set_value("recipe", recipe.model_dump_json().encode())
                 opened.database.set_value("recipe digest", recipe.digest)
@@ -324,6 +328,7 @@ class Workspace:
                 checkpoints=opened.checkpoints,
                 host=lambda: opened.models.host,
                 states=opened.states,
+                required_groups=lambda: opened.layout.required_groups,
             )
         return self._answerer.ask(questions, groups)
 

@@ -1,8 +1,13 @@
 """Where a document trains: its shard, its slice, its place in the slice.
 
-Guarantees: each is a pure function of the placement key and the document's own data (its subject, its
-generation, its content), never of what else the corpus holds; so adding or deleting one document
-moves no other. The sizes of shards are therefore only equal on average.
+Guarantees: each is a pure function of the placement key, the recipe's placement rules and the document's
+own data (its subject, its generation, its content, the group and risk that it declares), never of what
+else the corpus holds; so adding or deleting one document moves no other. Sizes of shards are therefore
+only equal on average, and under a rule by group or risk not even that. A shard named for a group
+trains on nothing but that group's documents.
+
+Not guaranteed: that the documents of one subject agree in what they declare; `ingest` and `train`
+see to it (`declared.agree`).
 """
 
 from __future__ import annotations
@@ -11,38 +16,102 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Final
 
+from llm_unlearn.config import PlacementConfig
 from llm_unlearn.retrieval.vault import Record
 
 Stage = tuple[int, int]  # (generation, slice within it)
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a document says of itself that decides its place: its group, and its deletion risk."""
+
+    group: str | None = None
+    risk: float = 0.0
+
+
+UNDECLARED: Final = Declared()
+_BY_HASH: Final = PlacementConfig()
+_NONE: Final[Mapping[bytes, Declared | None]] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The keyed hashes that place subjects.
+    """The keyed hashes that place subjects, and the rules by group and risk above them.
 
     Args:
         key: the placement key, 32 bytes, fixed for the life of a workspace.
         shards: number of shards.
         slices: slices per generation.
+        placement: by what shard and slice are chosen.
     """
 
     key: bytes
     shards: int
     slices: int
+    placement: PlacementConfig = _BY_HASH
 
-    def shard(self, subject: bytes) -> int:
-        """The shard of a subject, given its 16-byte mark."""
-        return self._number("shard", subject) % self.shards
+    def shard(self, subject: bytes, declared: Declared = UNDECLARED) -> int:
+        """The shard of a subject, given its 16-byte mark and what its documents declare.
 
-    def stage(self, subject: bytes, generation: int) -> Stage:
-        """The slice in which a subject's documents of one generation train."""
-        part = self._number("slice", generation.to_bytes(4, "big") + subject) % self.slices
-        return generation, part
+        By group: a named group has the shard that the recipe names; any other group is one place
+        among the remaining shards, by the hash of its name; a subject without a group too, by its own.
+        By risk: a class of risk has a band of shards, by hash within it.
+        """
+        rule = self.placement.shard_by
+        if rule == "group":
+            if declared.group in self.placement.groups:
+                return self.placement.groups[declared.group]
+            if declared.group is None:
+                return self.rest[self._number("shard", subject) % len(self.rest)]
+            return self.rest[self._number("group", declared.group.encode()) % len(self.rest)]
+        low, high = self._band(self.shards, declared) if rule == "risk" else (0, self.shards)
+        return low + self._number("shard", subject) % (high - low)
+
+    def stage(self, subject: bytes, generation: int, declared: Declared = UNDECLARED) -> Stage:
+        """The slice in which a subject's documents of one generation train.
+
+        By risk: a class of risk has a band of slices, the likeliest to go last, by hash within it.
+        """
+        risky = self.placement.slice_by == "risk"
+        low, high = self._band(self.slices, declared) if risky else (0, self.slices)
+        part = self._number("slice", generation.to_bytes(4, "big") + subject) % (high - low)
+        return generation, low + part
+
+    @cached_property
+    def rest(self) -> tuple[int, ...]:
+        """The shards that no group has for itself."""
+        named = set(self.placement.groups.values()) if self.placement.shard_by == "group" else set()
+        return tuple(shard for shard in range(self.shards) if shard not in named)
+
+    @property
+    def required_groups(self) -> Mapping[int, str]:
+        """The access group whose callers alone may be answered from a shard, by shard.
+
+        A shard that is not in it learned only documents without access groups.
+        """
+        if not self.placement.own_shards:
+            return {}
+        return {shard: group for group, shard in self.placement.groups.items()}
 
     def order(self, record: Record) -> bytes:
         """Sort key of a document inside its slice."""
         return self._hash("order", record.handle + record.content)
+
+    def _band(self, size: int, declared: Declared) -> tuple[int, int]:
+        """The first and the last but one of `size` places that a class of risk has.
+
+        With C classes, class c has the places from floor(c size / C) to floor((c + 1) size / C): of 8
+        places and 3 classes 0 to 1, 2 to 4 and 5 to 7.
+        """
+        cuts = self.placement.risk_cuts
+        classes = len(cuts) + 1
+        c = sum(declared.risk >= cut for cut in cuts)
+        return c * size // classes, (c + 1) * size // classes
 
     def _hash(self, domain: str, value: bytes) -> bytes:
         return hmac.digest(self.key, domain.encode() + b"\0" + value, "sha256")
@@ -70,7 +139,12 @@ class Slice:
         return f"shard-{self.shard:02d}.generation-{generation:03d}.slice-{part:02d}"
 
 
-def slices(layout: Layout, recipe: bytes, records: Iterable[Record]) -> Mapping[int, list[Slice]]:
+def slices(
+    layout: Layout,
+    recipe: bytes,
+    records: Iterable[Record],
+    declared: Mapping[bytes, Declared | None] = _NONE,
+) -> Mapping[int, list[Slice]]:
     """Lay out the live training documents.
 
     Within a subject, documents with the same normalised text train once: the one with the smallest
@@ -79,20 +153,24 @@ def slices(layout: Layout, recipe: bytes, records: Iterable[Record]) -> Mapping[
     Args:
         recipe: digest of the recipe; it enters every chain, so another recipe matches nothing.
         records: live corpus records, in any order.
+        declared: by handle, what a document declares; None has no place and is not trained on.
 
     Returns:
         For each shard number (every shard is a key) its non-empty slices in training order.
     """
     chosen: dict[tuple[bytes, bytes], Record] = {}
     for record in records:
+        if declared.get(record.handle, UNDECLARED) is None:
+            continue
         key = (record.subject, record.content)
         held = chosen.get(key)
         if held is None or (record.generation, record.handle) < (held.generation, held.handle):
             chosen[key] = record
     grouped: dict[tuple[int, Stage], list[Record]] = {}
     for record in chosen.values():
-        place = (layout.shard(record.subject), layout.stage(record.subject, record.generation))
-        grouped.setdefault(place, []).append(record)
+        said = declared.get(record.handle) or UNDECLARED
+        stage = layout.stage(record.subject, record.generation, said)
+        grouped.setdefault((layout.shard(record.subject, said), stage), []).append(record)
     result: dict[int, list[Slice]] = {shard: [] for shard in range(layout.shards)}
     for (shard, stage), members in sorted(grouped.items(), key=lambda item: item[0]):
         members.sort(key=layout.order)

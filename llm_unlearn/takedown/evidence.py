@@ -43,9 +43,11 @@ class Evidence:
         kept = [item.record for item in plan.removed if item.record.fate != "refused"]
         documents = {record.handle: opened.document(record) for record in kept}
         learned = [
-            (documents[record.handle], opened.layout.shard(record.subject))
+            (documents[record.handle], shard)
             for record in kept
-            if record.fate == "corpus" and record.generation < opened.ledger.generation
+            if record.fate == "corpus"
+            and record.generation < opened.ledger.generation
+            and (shard := opened.shard_of(record)) is not None
         ]
         tokens: tuple[tuple[int, ...], ...] = ()
         probing = probe and bool(learned)
