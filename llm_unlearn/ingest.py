@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from llm_unlearn.config import Config, PlacementConfig
+from llm_unlearn.config import Config
+from llm_unlearn.config_placement import PlacementConfig
 from llm_unlearn.documents import Document, normalise
 from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.parts import pack_body, pack_meta, unpack_meta

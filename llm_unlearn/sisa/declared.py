@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from llm_unlearn.config import PlacementConfig
+from llm_unlearn.config_placement import PlacementConfig
 from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.parts import unpack_meta
 from llm_unlearn.retrieval.vault import Record, Vault

@@ -20,7 +20,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from llm_unlearn.config import PlacementConfig
+from llm_unlearn.config_placement import PlacementConfig
 from llm_unlearn.retrieval.vault import Record
 
 Stage = tuple[int, int]  # (generation, slice within it)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_unlearn.config import Config, PlacementConfig, TrainingConfig
+from llm_unlearn.config import Config, TrainingConfig
+from llm_unlearn.config_placement import PlacementConfig
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.vault import Record
