@@ -127,7 +127,7 @@ def build(
     Returns:
         Names of the checkpoints built.
     """
-    from llm_unlearn.sisa.train import TrainState, train_stage
+    from llm_unlearn.sisa.train import Prepared, TrainState, train_stage
 
     settings = stage_settings(training)
     total = sum(planned_steps(state, training) for state in states)
@@ -145,6 +145,7 @@ def build(
             [example for record in part.records for example in read(record)]
             for part in state.wanted
         ]
+        kept: Prepared = {}
         for position in range(state.clean, len(state.wanted)):
             part = state.wanted[position]
 
@@ -157,7 +158,7 @@ def build(
             seed = _seed(training, state.shard, *part.stage)
             before = current
             current = train_stage(
-                host, before, examples[: position + 1], settings, seed, on_step=step
+                host, before, examples[: position + 1], settings, seed, step, kept
             )
             if all(current.adapter[n].equal(before.adapter[n]) for n in host.names):
                 raise AssertionError(f"training {part.name} moved no weight")

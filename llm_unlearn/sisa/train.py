@@ -3,7 +3,8 @@
 Guarantees: the result is a pure function of (base model, settings, start, slices, seed): batches are
 cut inside a slice, their order comes from (seed, epoch), the learning rate restarts with each stage and
 depends on that stage's own number of steps. No dropout. Float32 master weights; matrix products in the
-base model's dtype. Assumes the thread count pinned by the recipe is set.
+base model's dtype. Assumes the thread count pinned by the recipe is set. Llama-like models run through
+`models.lean`; any other through its own forward, in which right padding changes no real token.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from llm_unlearn.models import lean
 from llm_unlearn.models.chat import Example
 from llm_unlearn.models.lora import AdapterHost, AdapterState
 from llm_unlearn.models.prefix import lower_states, upper_part
@@ -58,6 +61,9 @@ class Batch:
     tokens: int
 
 
+Prepared = dict[tuple[Example, ...], Any]
+
+
 def cut_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Indices of one slice's examples in batches: by length, then by the given (keyed) order."""
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].ids), i))
@@ -71,6 +77,7 @@ def train_stage(
     settings: StageSettings,
     seed: bytes,
     on_step: Callable[[float, int], None] | None = None,
+    prepared: Prepared | None = None,
 ) -> TrainState:
     """Train over all the given slices (SISA: stage i sees slices 1 to i).
 
@@ -78,12 +85,14 @@ def train_stage(
         slices: examples in their keyed order, one sequence a slice; none empty.
         seed: decides the order of batches, nothing else.
         on_step: called after each optimizer step with its loss and number of real tokens.
+        prepared: batches kept from one stage of a shard to the next; they depend on their own
+            documents alone, so keeping them changes no bit.
 
     Returns:
         A new state; `start` is not changed.
     """
     with host.lock:
-        return _train_stage(host, start, slices, settings, seed, on_step)
+        return _train_stage(host, start, slices, settings, seed, on_step, prepared)
 
 
 def _train_stage(
@@ -93,12 +102,17 @@ def _train_stage(
     settings: StageSettings,
     seed: bytes,
     on_step: Callable[[float, int], None] | None,
+    prepared: Prepared | None,
 ) -> TrainState:
-    batches = [
-        _collate(host, [part[i] for i in chosen])
-        for part in slices
-        for chosen in cut_batches(part, settings.batch_size)
-    ]
+    runner = lean.Lean(host) if lean.fits(host) else _Whole(host)
+    prepared = {} if prepared is None else prepared
+    batches: list[Any] = []
+    for part in slices:
+        for chosen in cut_batches(part, settings.batch_size):
+            members = tuple(part[i] for i in chosen)
+            if members not in prepared:
+                prepared[members] = runner.collate(members)
+            batches.append(prepared[members])
     host.load(start.adapter)
     optimizer = torch.optim.AdamW(
         host.parameters(),
@@ -106,17 +120,12 @@ def _train_stage(
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
         eps=1e-8,
-        foreach=True,
+        fused=True,
     )
     _restore(optimizer, host, start)
     total = settings.epochs * len(batches)
-    autocast = (
-        torch.autocast(host.base.device.type, dtype=torch.bfloat16)
-        if host.base.model.dtype == torch.bfloat16
-        else contextlib.nullcontext()
-    )
     done = 0
-    with upper_part(host.layers, host.first_layer) as entering:
+    with contextlib.nullcontext() if isinstance(runner, lean.Lean) else runner.ready():
         for epoch in range(settings.epochs):
             shuffled = list(batches)
             random.Random(hashlib.sha256(seed + epoch.to_bytes(4, "big")).digest()).shuffle(
@@ -126,9 +135,7 @@ def _train_stage(
                 rate = settings.learning_rate * schedule(done, total, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                entering[:] = [] if batch.hidden is None else [batch.hidden]
-                with autocast:
-                    loss = _loss(host, batch)
+                loss = runner.loss(batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(host.parameters(), settings.clip)
@@ -151,43 +158,63 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 1.0 - 0.9 * (step - rising) / max(1, total - rising)
 
 
-def _collate(host: AdapterHost, examples: Sequence[Example]) -> Batch:
-    width = max(len(e.ids) for e in examples)
-    ids = torch.zeros((len(examples), width), dtype=torch.long)
-    targets = torch.full((len(examples), width), -100, dtype=torch.long)
-    states: list[Tensor] = []
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = torch.tensor(example.ids)
-        predicted = torch.tensor(example.loss)
-        targets[row, :length][predicted] = ids[row, :length][predicted]
-        if host.first_layer > 0:
-            states.append(lower_states(host.model, host.layers, host.first_layer, example.ids))
-    hidden = None
-    if states:
-        hidden = torch.zeros((len(states), width, states[0].shape[-1]), dtype=states[0].dtype)
-        for row, state in enumerate(states):
-            hidden[row, : state.shape[0]] = state
-    device = host.base.device
-    return Batch(
-        ids.to(device),
-        targets.to(device),
-        None if hidden is None else hidden.to(device),
-        sum(len(e.ids) for e in examples),
-    )
+class _Whole:
+    """Batches and losses through the model's own forward, whatever its architecture."""
 
+    def __init__(self, host: AdapterHost) -> None:
+        self._host = host
+        self._entering: list[Tensor] = []
 
-def _loss(host: AdapterHost, batch: Batch) -> Tensor:
-    """Mean cross-entropy over the predicted tokens; the LM head runs only from the first of them."""
-    predicted = (batch.targets != -100).any(dim=0).nonzero()  # columns with loss
-    first = int(predicted[0]) if len(predicted) else 1
-    keep = torch.arange(first - 1, batch.ids.shape[1] - 1, device=batch.ids.device)
-    # right padding under a causal mask: no attention mask is needed for the real tokens
-    logits = host.model(
-        input_ids=batch.ids, use_cache=False, logits_to_keep=keep
-    ).logits  # (B, K, V)
-    targets = batch.targets[:, first:]  # (B, K)
-    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Skip the layers below the first adapted one."""
+        with upper_part(self._host.layers, self._host.first_layer) as self._entering:
+            yield
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """A right-padded batch with the states that enter the first adapted layer."""
+        host = self._host
+        width = max(len(e.ids) for e in examples)
+        ids = torch.zeros((len(examples), width), dtype=torch.long)
+        targets = torch.full((len(examples), width), -100, dtype=torch.long)
+        states: list[Tensor] = []
+        for row, example in enumerate(examples):
+            length = len(example.ids)
+            ids[row, :length] = torch.tensor(example.ids)
+            predicted = torch.tensor(example.loss)
+            targets[row, :length][predicted] = ids[row, :length][predicted]
+            if host.first_layer > 0:
+                states.append(lower_states(host.model, host.layers, host.first_layer, example.ids))
+        hidden = None
+        if states:
+            hidden = torch.zeros((len(states), width, states[0].shape[-1]), dtype=states[0].dtype)
+            for row, state in enumerate(states):
+                hidden[row, : state.shape[0]] = state
+        device = host.base.device
+        return Batch(
+            ids.to(device),
+            targets.to(device),
+            None if hidden is None else hidden.to(device),
+            sum(len(e.ids) for e in examples),
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the predicted tokens; the head runs from the first of them on."""
+        self._entering[:] = [] if batch.hidden is None else [batch.hidden]
+        predicted = (batch.targets != -100).any(dim=0).nonzero()  # columns with loss
+        first = int(predicted[0]) if len(predicted) else 1
+        keep = torch.arange(first - 1, batch.ids.shape[1] - 1, device=batch.ids.device)
+        base = self._host.base
+        # one forward each: autocast keeps the weights that it has cast until its block ends
+        with torch.autocast(
+            base.device.type, torch.bfloat16, enabled=base.model.dtype == torch.bfloat16
+        ):
+            # right padding under a causal mask: no attention mask is needed for the real tokens
+            logits = self._host.model(
+                input_ids=batch.ids, use_cache=False, logits_to_keep=keep
+            ).logits  # (B, K, V)
+        targets = batch.targets[:, first:]  # (B, K)
+        return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
 def _restore(optimizer: torch.optim.AdamW, host: AdapterHost, start: TrainState) -> None:

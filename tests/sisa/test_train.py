@@ -10,7 +10,14 @@ from llm_unlearn.models.causal import load_causal
 from llm_unlearn.models.chat import Example
 from llm_unlearn.models.lora import AdapterHost, LoraShape
 from llm_unlearn.sisa.checkpoints import deserialise, serialise
-from llm_unlearn.sisa.train import StageSettings, TrainState, cut_batches, schedule, train_stage
+from llm_unlearn.sisa.train import (
+    Prepared,
+    StageSettings,
+    TrainState,
+    cut_batches,
+    schedule,
+    train_stage,
+)
 
 SETTINGS = StageSettings(
     epochs=2, batch_size=2, learning_rate=1e-2, warmup=0.1, weight_decay=0.0, clip=1.0
@@ -104,6 +111,37 @@ def test_training_learns_on_every_architecture(
         lambda loss, _tokens: losses.append(loss),
     )
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_training_learns_in_bfloat16(tiny_references: dict[str, str], kind: str) -> None:
+    """The second pass sees the weights of the first, and weights stay float32."""
+    host = AdapterHost(load_causal(tiny_references[kind], "bfloat16"), LoraShape(4, 8, 2))
+    losses: list[float] = []
+    end = train_stage(
+        host,
+        TrainState(host.fresh(b"s"), {}, 0),
+        [_examples(1, 4)],
+        StageSettings(20, 2, 2e-2, 0.1, 0.0, 1.0),
+        b"x",
+        lambda loss, _tokens: losses.append(loss),
+    )
+    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
+    assert {tensor.dtype for tensor in (end.adapter | end.moments).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_batches_kept_from_an_earlier_stage_change_no_bit(
+    tiny_references: dict[str, str], kind: str
+) -> None:
+    parts = [_examples(1, 5), _examples(2, 3)]
+    host = _host(tiny_references[kind])
+    start = TrainState(host.fresh(b"s"), {}, 0)
+    kept: Prepared = {}
+    first = train_stage(host, start, parts[:1], SETTINGS, b"one", prepared=kept)
+    with_kept = train_stage(host, first, parts, SETTINGS, b"two", prepared=kept)
+    assert len(kept) == 5
+    assert _same(with_kept, train_stage(host, first, parts, SETTINGS, b"two"))
 
 
 def test_batches_are_cut_by_length_inside_one_slice() -> None:
