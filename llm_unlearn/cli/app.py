@@ -31,7 +31,10 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
 )
-_BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = ((benches.store, (3, 4, 9)),)
+_BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
+    (benches.store, (3, 4, 9)),
+    (benches.train, (3, 9)),
+)
 
 
 def run(arguments: list[str]) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.table import Table
 
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError
@@ -53,6 +56,52 @@ def store(
     out.show(words(f"Vectors: {what}."))
     if absent and not peers:
         out.show(words(f"Not installed, so not measured: {', '.join(absent)}."))
+
+
+def train(
+    out: Output,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="JSON lines of question and answer, or documents."),
+    ],
+    documents: Annotated[
+        int, typer.Option("--documents", min=2, help="How many documents, the first ones.")
+    ] = 40,
+    layers: Annotated[
+        str, typer.Option("--layers", metavar="N", help="Adapted top layers; all for every layer.")
+    ] = "10",
+    passes: Annotated[int, typer.Option("--passes", min=1, help="Passes over them.")] = 4,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each.")] = 3,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each run.")] = 2,
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="The base model.")
+    ] = "packaged:smollm2-135m-instruct",
+) -> None:
+    """Measure how fast we train, beside peft with transformers' Trainer, to the same loss."""
+    from llm_unlearn.config import TrainingConfig
+    from llm_unlearn.sisa import bench
+
+    if layers != "all" and not layers.isdecimal():
+        raise InputError(f"--layers is {layers!r}.", "Give a number, or all.")
+    training = TrainingConfig(
+        top_layers=None if layers == "all" else max(1, int(layers)), epochs=passes, threads=threads
+    )
+    given = bench.load_pairs(path, documents)
+    found = bench.compare(
+        model,
+        given,
+        training,
+        repeats=repeats,
+        done=lambda run: out.say(f"{run.side}: {run.rate:.0f} tokens/s, loss {run.final:.3f}"),
+    )
+    table = Table("", "tokens/s", "s", "peak MiB", "loss after", box=box.SIMPLE)
+    for run in found.runs:
+        cells = (run.rate, run.seconds, run.peak_bytes / 2**20)
+        table.add_row(run.side, *(f"{cell:.0f}" for cell in cells), f"{run.final:.3f}")
+    out.result(found.plain(), table)
+    for what, ratios in (("tokens/s", found.ratios), ("same loss", found.ratios_at_loss)):
+        mean = statistics.fmean(ratios)
+        out.show(words(f"{what}: {mean:.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"))
 
 
 def _vectors(

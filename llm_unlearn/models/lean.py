@@ -144,9 +144,7 @@ class Lean:
         norm = layer.input_layernorm
         entering = _norm(x, norm.weight, norm.variance_epsilon)
         q, k, v = _maps(entering, attention.q_proj, attention.k_proj, attention.v_proj)
-        mixed = _attention(
-            q, k, v, batch, self._key_heads, self._groups, float(attention.scaling)
-        )
+        mixed = _attention(q, k, v, batch, self._key_heads, self._groups, float(attention.scaling))
         if kept is not None:  # nothing above reads the other rows
             mixed, x = mixed.index_select(0, kept), x.index_select(0, kept)
         x = x + _maps(mixed, attention.o_proj)[0]

@@ -24,6 +24,7 @@ COMMANDS = (
     "where",
     "demo",
     "bench store",
+    "bench train",
 )
 HEAVY = {
     *("accelerate", "datasets", "faiss", "huggingface_hub", "numpy", "peft", "safetensors"),
