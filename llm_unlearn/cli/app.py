@@ -13,7 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_unlearn.cli import benches, demos, documents, learning, receipts, takedowns, workspaces
+from llm_unlearn.cli import (
+    benches,
+    demos,
+    documents,
+    foreign,
+    learning,
+    receipts,
+    takedowns,
+    workspaces,
+)
 from llm_unlearn.cli.codes import MEANING, USAGE, epilog
 from llm_unlearn.cli.failures import UsageError, handled
 from llm_unlearn.cli.options import DEBUG, JSON
@@ -22,6 +31,8 @@ from llm_unlearn.cli.output import Output
 _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (workspaces.init, (3, 5, 9)),
     (documents.ingest, (3, 5, 6, 9)),
+    (foreign.scan, (3, 4, 6, 9)),
+    (foreign.import_, (3, 4, 5, 6, 9)),
     (learning.train, (5, 6, 9)),
     (learning.ask, (3, 5, 6, 7, 9)),
     (takedowns.takedown, (3, 4, 5, 6, 9)),
@@ -70,7 +81,8 @@ def _group(
         # paragraphs on one line each: rich keeps line breaks inside them
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         help_text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
-        app.command(help=help_text, epilog=epilog(codes))(_wrap(function))
+        name = function.__name__.rstrip("_")  # `import` is no name for a function
+        app.command(name, help=help_text, epilog=epilog(codes))(_wrap(function))
     return app
 
 
