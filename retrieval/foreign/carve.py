@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 SHORTEST = 48  # bytes of a passage
 _GRAM = 16
 _STRIDE = 32
+_SPARE = 8  # floats that may stand before the first of a run
 # possessive, so that no input makes it try twice
 _RUN = re.compile(
     rb"(?:[ -~\t\n\r]++|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})++"
@@ -86,12 +87,12 @@ class Live:
 def count(
     parts: Iterable[bytes], dims: Collection[int], live: Live, *, joined: bool
 ) -> tuple[int, int]:
-    """How many texts, copies once, and how many vectors stand in raw bytes and are not live."""
+    """How many texts and vectors stand in raw bytes and are not live; copies count once."""
     found: set[bytes] = set()
-    several = 0
+    several, known = 0, set[bytes]()
     for part in parts:
         found.update(passages(part, live, joined=joined))
-        several += vectors(part, dims, live)
+        several += vectors(part, dims, live, known)
     seen, texts = Live(), 0
     for passage in sorted(found, key=lambda passage: (-len(passage), passage)):
         if sum(end - start for start, end in seen.gaps(passage)) * 2 > len(passage):
@@ -120,14 +121,20 @@ def passages(data: bytes, live: Live, *, joined: bool) -> Iterator[bytes]:
         yield from (r for r in rests if len(r.strip()) >= SHORTEST and _worded(r))
 
 
-def vectors(data: bytes, dims: Iterable[int], live: Live) -> int:
-    """How many vectors of one of these dimensions stand in raw bytes and are not live."""
+def vectors(data: bytes, dims: Iterable[int], live: Live, known: set[bytes] | None = None) -> int:
+    """How many vectors of one of these dimensions stand in raw bytes and are not live.
+
+    `known` remembers those counted, so that they are not counted again.
+    """
+    known = set() if known is None else known
     count = 0
     # shorter ones cannot be told from chance, longer ones nobody has
     for dim in {dim for dim in dims if 8 <= dim <= 65536}:
-        found = [*_plain(data, dim, live), *_pickled(data, dim, live)]
-        if found:
-            count += live.dead(np.stack(found))
+        for ways in (*_plain(data, dim, live), *_pickled(data, dim, live)):
+            heads = {row[:4].tobytes() for row in ways}
+            if known.isdisjoint(heads) and live.dead(ways) == len(ways):
+                count += 1
+                known |= heads
     return count
 
 
@@ -153,7 +160,11 @@ def _plain(data: bytes, dim: int, live: Live) -> Iterator[NDArray[np.float32]]:
 
 
 def _in_run(run: NDArray[np.float32], dim: int, live: Live) -> Iterator[NDArray[np.float32]]:
-    """Vectors end to end in a run; a live one shows where they begin."""
+    """Vectors end to end in a run, each as the ways (n, dim) in which it may be read.
+
+    A live one shows where they begin. Else what stands before the first, a digit of a name, may look
+    like a component, so that each may begin a few places later.
+    """
     raw = run.tobytes()
     starts = [
         int(at)
@@ -165,6 +176,7 @@ def _in_run(run: NDArray[np.float32], dim: int, live: Live) -> Iterator[NDArray[
         free, end = before + dim, after
         if before == -dim and starts:
             free = after % dim  # what comes before the first live one ends where that begins
+        spare = 0 if starts else min((end - free) % dim, _SPARE)
         while free + dim <= end:
             part = run[free : free + dim]
             if not np.any(part):  # zeroes, which a large file has by the million
@@ -175,7 +187,7 @@ def _in_run(run: NDArray[np.float32], dim: int, live: Live) -> Iterator[NDArray[
                 continue
             data = part.tobytes()
             if 2 * np.count_nonzero(part) > dim and not _RUN.fullmatch(data):
-                yield part
+                yield np.stack([run[at : at + dim] for at in range(free, free + spare + 1)])
             free += dim
 
 
@@ -187,4 +199,4 @@ def _pickled(data: bytes, dim: int, live: Live) -> Iterator[NDArray[np.float32]]
         with np.errstate(all="ignore"):
             floats = floats.astype("<f4")
         if not live.has_head(floats[:4].tobytes()):
-            yield floats
+            yield floats[None]

@@ -189,7 +189,9 @@ def _graphs(
         _, _, _, count, size, label_at, vector_at, *_ = _HEADER.unpack_from(head)
         if size < vector_at + 4 * dim or size < label_at + 8 or count * size > len(raw):
             continue  # not a header that this data has: it is carved whole
-        reading.claimed |= {data, labels}
+        # lengths and links hold one number an element, which are no vectors
+        others = ("header.bin", "length.bin", "link_lists.bin")
+        reading.claimed |= {data, labels, *(place / other for other in others)}
         for start in range(0, count * size, size):
             (label,) = struct.unpack_from("<Q", raw, start + label_at)
             key = (str(collection), ids.get(label, ""))

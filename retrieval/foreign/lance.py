@@ -43,10 +43,18 @@ def read(folder: Path, text_key: str | None = None) -> Reading:
             try:
                 table = lancedb.connect(str(base)).open_table(place.stem)
                 _table(table, place, folder, reading, text_key)
-            except (RuntimeError, ValueError, OSError) as error:
-                problem = " ".join(str(error).split())[:200]
-                raise Damaged(f"{place} cannot be read: {problem}.", "Is it complete?") from error
+            except Exception as error:
+                raise _damaged(place, error) from error
+            except BaseException as error:
+                if type(error).__name__ == "PanicException":  # a defect of the reader's Rust code
+                    raise _damaged(place, error) from error
+                raise
     return reading
+
+
+def _damaged(place: Path, error: BaseException) -> Damaged:
+    problem = " ".join(str(error).split())[:200]
+    return Damaged(f"{place} cannot be read: {problem}.", "Is the folder complete?")
 
 
 def _table(table: Any, place: Path, folder: Path, reading: Reading, text_key: str | None) -> None:

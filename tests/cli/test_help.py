@@ -15,6 +15,8 @@ import pytest
 COMMANDS = (
     "init",
     "ingest",
+    "scan",
+    "import",
     "train",
     "ask",
     "takedown",
