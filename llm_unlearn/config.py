@@ -135,7 +135,27 @@ class TrainingConfig(Settings):
 
 
 class AnsweringConfig(Settings):
-    """How a question finds the store, an adapter, or neither. Similarities are cosines."""
+    """How a question finds the store, adapters, or neither. Similarities are cosines."""
+
+    aggregation: Literal["route", "route-k", "ensemble", "ensemble-log", "merge"] = Field(
+        default="route",
+        description="Which adapters answer: route, the one that the nearest training documents "
+        "vote for; route-k, the best few by their votes; ensemble, all, averaging probabilities; "
+        "ensemble-log, all, averaging log-probabilities; merge, the mean of all as one adapter.",
+    )
+    route_shards: int = Field(
+        default=2,
+        ge=1,
+        strict=True,
+        description="With route-k, adapters that answer one question at most.",
+    )
+    adapter_memory: int = Field(
+        default=1024,
+        ge=0,
+        strict=True,
+        description="Megabytes of decrypted adapters kept between answers; those used longest ago "
+        "go first.",
+    )
 
     retrieve: int = Field(
         default=2, ge=1, strict=True, description="Chunks of the store given to the model at most."

@@ -317,18 +317,22 @@ class Workspace:
                 raise InputError("The question is not valid UTF-8.", "Ask in words.")
         if self._answerer is None:
             from llm_unlearn.answering import Answerer
+            from llm_unlearn.sisa.serving import ServingAdapters
+            from llm_unlearn.takedown.tombstones import Tombstones
 
             opened = self._opened
+            memory = opened.config.answering.adapter_memory << 20
             self._answerer = Answerer(
                 config=opened.config.answering,
                 default_group=opened.config.retrieval.default_group,
                 database=opened.database,
                 store=opened.store,
                 router=opened.router,
-                checkpoints=opened.checkpoints,
+                serving=ServingAdapters(opened.checkpoints, memory),
                 host=lambda: opened.models.host,
                 states=opened.states,
                 required_groups=lambda: opened.layout.required_groups,
+                named=Tombstones(opened.database, opened.keyring).named,
             )
         return self._answerer.ask(questions, groups)
 
@@ -350,6 +354,7 @@ class Workspace:
         ids: Sequence[str] = (),
         source: str | None = None,
         text: str | None = None,
+        names: Sequence[str] = (),
         include_flagged: bool = False,
         probe: bool = True,
         on_state: Callable[[str], None] | None = None,
@@ -361,6 +366,7 @@ class Workspace:
         Give a `Request`, or name what to remove. A request that was done before is not done again.
 
         Args:
+            names: other names of the subject; the chat declines questions that hold one.
             confirm: shown the plan; if it says no, nothing happens and None is returned.
             on_state: told of each state as it is reached; after "fenced" no answer draws on it.
 
@@ -371,7 +377,9 @@ class Workspace:
         from llm_unlearn.takedown.request import Request as NewRequest
 
         if request is None:
-            request = NewRequest.internal(subject=subject, ids=ids, source=source, text=text)
+            request = NewRequest.internal(
+                subject=subject, ids=ids, source=source, text=text, names=names
+            )
         with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
             earlier = Takedowns(self._opened, progress=progress)

@@ -64,6 +64,7 @@ def ask(
             "answer": answer.text,
             "origin": answer.origin,
             "shard": answer.shard,
+            "shards": list(answer.shards),
             "score": answer.score,
             "citations": [
                 {

@@ -97,7 +97,7 @@ def answer(given: Answer) -> list[RenderableType]:
     """An answer, where it came from, and what it cites."""
     origin = {
         "store": f"from the store, cosine {given.score:.2f}",
-        "adapter": f"from the adapter of shard {given.shard}, cosine {given.score:.2f}",
+        "adapter": f"from {_adapters(given.shards)}, cosine {given.score:.2f}",
         "base": "from the base model alone",
         "declined": "declined",
     }[given.origin]
@@ -109,6 +109,12 @@ def answer(given: Answer) -> list[RenderableType]:
         ]
         shown.append(table("Citations", ("", "document", "source", "cosine", "passage"), rows))
     return shown
+
+
+def _adapters(shards: Sequence[int]) -> str:
+    if len(shards) == 1:
+        return f"the adapter of shard {shards[0]}"
+    return f"the adapters of shards {', '.join(map(str, shards))}"
 
 
 def status(found: Status) -> list[RenderableType]:

@@ -41,6 +41,11 @@ class Stack:
     count: int
     weights: dict[str, tuple[Tensor, Tensor]]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(a.nbytes + b.nbytes for a, b in self.weights.values())
+
 
 def stack(host: AdapterHost, adapters: Sequence[AdapterState]) -> Stack:
     """Put adapters side by side.

@@ -84,6 +84,11 @@ class Request(BaseModel):
     text: str | None = Field(
         None, min_length=1, description="the text itself or a passage of it; its copies go"
     )
+    names: tuple[Name, ...] = Field(
+        (),
+        description="other names of the subject, such as a pen name: the chat declines questions "
+        "that hold one; nothing is removed by them",
+    )
     statements: Statements = Field(Statements(), description="what the claimant declares")
     received: AwareDatetime = Field(description="when it arrived, with time zone")
     due: date | None = Field(
@@ -129,6 +134,7 @@ class Request(BaseModel):
         ids: Sequence[str] = (),
         source: str | None = None,
         text: str | None = None,
+        names: Sequence[str] = (),
         id: str | None = None,
         reason: str = "operator's decision",
     ) -> Request:
@@ -147,6 +153,7 @@ class Request(BaseModel):
                 ids=tuple(ids),
                 source=source,
                 text=text,
+                names=tuple(names),
                 received=datetime.now(UTC),
             )
         except ValidationError as error:

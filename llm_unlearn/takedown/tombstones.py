@@ -3,8 +3,14 @@
 Guarantees: the table holds no text and no plain hash, only 16-byte HMAC-SHA256 marks under a secret
 of the keyring, which lies outside the workspace; without it they tell nothing but their number. A
 removed text is refused whatever was done to its case, white space, punctuation or Unicode form, and
-so is every document of a subject that a request named. Tombstones decide what is accepted, never
-what a search returns.
+so is every document of a subject that a request named. Tombstones decide what is accepted and what
+the chat refuses, never what a search returns.
+
+The names of a removed subject (as the request calls it, and its other names) are marked too, so that
+a question about it is not answered from what is known of somebody else: see `named`. A name of one
+word is that word; of a longer one the whole counts, also with the last word first; of one of three
+words or more each run one shorter, and first with last word, unless such a part begins or ends in an
+article or the like (`_SMALL`). Surnames alone, misspelt names and descriptions are not recognised.
 
 Does not guarantee: to refuse near-duplicates always. They are found by MinHash (Broder 1997) over
 runs of `_GRAM` letters, in `_BANDS` bands of `_ROWS` minima (banding: Leskovec, Rajaraman, Ullman,
@@ -25,8 +31,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -45,6 +52,16 @@ _ROWS: Final = 5
 _BANDS: Final = 128
 _HITS: Final = 2
 _LEAST: Final = 60
+_SHORT: Final = 3  # letters of the shortest name of one word that is recognised
+_RUN: Final = 6  # words of the longest run that a name is recognised by
+_VARIABLES: Final = 10_000  # marks looked up in one statement
+_SMALL: Final = frozenset(
+    re.findall(
+        r"\w+",
+        "a al an and as at by da das de del der des di do dos du e el en et for from i il in la "
+        "las le les lo los of on or the to u un una und une van von with y",
+    )
+)
 _BLOCK: Final = 1024  # letter runs hashed at a time: bounds memory at 5 MB
 
 # The key's columns come first: SQLite 3.40 otherwise reports NULL values in a sound table.
@@ -92,6 +109,9 @@ class Tombstones:
         if request.text:
             texts.append(request.text)
         rows = [row for text in texts for row in self._rows(text, mark)]
+        for name in (request.subject, *request.names):
+            marks = [self._name(run) for run in name_runs(name)] if name else []
+            rows += [(found, "name", mark, found) for found in marks]
         if request.subject:
             subject = self._subject(request.subject)
             rows.append((subject, "subject", mark, subject))
@@ -131,6 +151,27 @@ class Tombstones:
             return f"it is much like a text that was taken down (request mark {near[0][0].hex()})"
         return None
 
+    def named(self, text: str) -> frozenset[bytes]:
+        """Marks of the removed subjects' names that a text holds.
+
+        The same work is done whether or not anything was ever removed.
+        """
+        words = fold(text).words
+        runs = {words[i : i + n] for n in range(1, _RUN + 1) for i in range(len(words) - n + 1)}
+        marks = [self._name(run) for run in runs]
+        found: set[bytes] = set()
+        for start in range(0, len(marks), _VARIABLES):
+            block = marks[start : start + _VARIABLES]
+            places = ",".join("?" * len(block))
+            with self._database.reading() as connection:
+                rows = connection.execute(
+                    f"SELECT mark FROM tombstones WHERE mark IN ({places}) "  # noqa: S608
+                    "AND kind = 'name'",
+                    block,
+                ).fetchall()
+            found.update(row[0] for row in rows)
+        return frozenset(found)
+
     def lift(self, mark: bytes) -> int:
         """Accept again what a request had removed (counter-notice); return how many marks went."""
         with self._database.transaction() as connection:
@@ -153,6 +194,9 @@ class Tombstones:
 
     def _subject(self, name: str) -> bytes:
         return keyed_mark(self._secret, "subject", normalise(name))
+
+    def _name(self, run: Sequence[str]) -> bytes:
+        return keyed_mark(self._secret, "name", " ".join(run))
 
     def _bands(self, text: str) -> Iterator[bytes]:
         """One mark for each band of minima, none for a short text."""
@@ -184,6 +228,26 @@ class Tombstones:
         stream = hashlib.shake_256(b"minhash\0" + self._secret).digest(16 * count)
         numbers = np.frombuffer(stream, dtype="<u8").reshape(2, count, 1).astype(np.uint64)
         return numbers[0] | np.uint64(1), numbers[1]
+
+
+def name_runs(name: str) -> set[tuple[str, ...]]:
+    """The runs of folded words by which a name is recognised (see the module).
+
+    >>> sorted(" ".join(run) for run in name_runs("Anna Maria Lindqvist"))
+    ['anna lindqvist', 'anna maria', 'anna maria lindqvist', 'lindqvist anna maria', 'maria lindqvist']
+    >>> sorted(" ".join(run) for run in name_runs("The Great War"))
+    ['great war', 'the great war', 'war the great']
+    """
+    words = fold(name).words
+    whole = min(len(words), _RUN)
+    runs = {words[i : i + whole] for i in range(len(words) - whole + 1)}
+    if 1 < len(words) <= _RUN:
+        runs.add((words[-1], *words[:-1]))  # as in "Lindqvist, Anna"
+    if len(words) > 2:
+        parts = {words[i : i + whole - 1] for i in range(len(words) - whole + 2)}
+        parts.add((words[0], words[-1]))
+        runs |= {run for run in parts if not {run[0], run[-1]} & _SMALL}
+    return {run for run in runs if len(run) > 1 or len("".join(run)) >= _SHORT}
 
 
 def chance(jaccard: float) -> float:

@@ -13,7 +13,7 @@ from llm_unlearn.documents import Document
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.takedown.request import Request
-from llm_unlearn.takedown.tombstones import Tombstones, chance
+from llm_unlearn.takedown.tombstones import Tombstones, chance, name_runs
 
 SECRETS = {"tombstones": b"\7" * 32}
 DICE = random.Random(0)
@@ -146,7 +146,7 @@ def test_adding_twice_changes_nothing(tombstones: Tombstones) -> None:
     request = Request.internal(subject="Jane Doe")
     for _ in range(2):
         tombstones.add([document(prose(0)), document(prose(0))], request, MARK)
-        assert len(tombstones) == 1 + 1 + 128
+        assert len(tombstones) == 1 + 2 + 1 + 128  # the subject, two orders of its name, text
 
 
 def test_a_failed_transaction_leaves_none(
@@ -186,3 +186,51 @@ def test_another_key_makes_other_marks(tombstones: Tombstones, tmp_path: Path) -
     other = Keyring.create(tmp_path / "other", secrets={"tombstones": b"\x08" * 32})
     stranger = Tombstones(tombstones._database, other)
     assert stranger.refuses(document(prose(0))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("Oulu", {"oulu"}),
+        ("Al", set()),  # too short to be told from other words
+        ("Jane Doe", {"jane doe", "doe jane"}),
+        (
+            "Anna Maria Lindqvist",
+            {
+                "anna maria lindqvist",
+                "lindqvist anna maria",
+                "anna maria",
+                "maria lindqvist",
+                "anna lindqvist",
+            },
+        ),
+        ("The Great War", {"the great war", "war the great", "great war"}),
+        (
+            "José Ñandú-Ångström",
+            {
+                "jose nandu angstrom",
+                "angstrom jose nandu",
+                "jose nandu",
+                "nandu angstrom",
+                "jose angstrom",
+            },
+        ),
+    ],
+)
+def test_a_name_is_recognised_by_these_runs(name: str, runs: set[str]) -> None:
+    assert {" ".join(run) for run in name_runs(name)} == runs
+
+
+def test_names_are_marked_with_their_request_and_lifted_with_it(tombstones: Tombstones) -> None:
+    first = Request.internal(subject="Jane Doe", names=["J. D. Salt"])
+    tombstones.add([document(prose(0))], first, MARK)
+    tombstones.add([document(prose(1))], Request.internal(subject="Doe, Jane"), b"other" * 3)
+    assert tombstones.named("What did jane  DOE's mother say?")
+    assert tombstones.named("Was it J.D. Salt?")
+    assert not tombstones.named("Jane and John Doe, or Salt")
+    assert not tombstones.named("")
+    tombstones.lift(MARK)
+    assert not tombstones.named("Was it J.D. Salt?")
+    assert tombstones.named("What did Jane Doe say?")  # the other request still stands
+    tombstones.lift(b"other" * 3)
+    assert not tombstones.named("What did Jane Doe say?")
