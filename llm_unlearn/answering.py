@@ -32,6 +32,7 @@ from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
 from llm_unlearn.models.experts import Combine, Stack, generate_mixed
 from llm_unlearn.models.lora import AdapterHost
+from llm_unlearn.opened import Opened
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.embedding import Floats, encode
 from llm_unlearn.retrieval.store import Hit, Store
@@ -39,6 +40,7 @@ from llm_unlearn.routing import Standing, nearest, permitted, shares, standing
 from llm_unlearn.sisa.aggregate import mean_log_probability, mean_probability
 from llm_unlearn.sisa.build import ShardState
 from llm_unlearn.sisa.serving import ServingAdapters
+from llm_unlearn.takedown.tombstones import Tombstones
 
 Origin = Literal["store", "adapter", "base", "declined"]
 
@@ -264,6 +266,22 @@ class Answerer:
         tokenizer = self.host().base.tokenizer
         words = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
         return dict(zip(indices, words, strict=True))
+
+
+def make_answerer(opened: Opened, config: AnsweringConfig) -> Answerer:
+    """An answerer over the pieces of an open workspace, with its own adapters in memory."""
+    return Answerer(
+        config=config,
+        default_group=opened.config.retrieval.default_group,
+        database=opened.database,
+        store=opened.store,
+        router=opened.router,
+        serving=ServingAdapters(opened.checkpoints, config.adapter_memory << 20),
+        host=lambda: opened.models.host,
+        states=opened.states,
+        required_groups=lambda: opened.layout.required_groups,
+        named=Tombstones(opened.database, opened.keyring).named,
+    )
 
 
 def _with_context(question: str, hits: Sequence[Hit]) -> str:

@@ -316,24 +316,9 @@ class Workspace:
             if any("\ud800" <= character <= "\udfff" for character in question):
                 raise InputError("The question is not valid UTF-8.", "Ask in words.")
         if self._answerer is None:
-            from llm_unlearn.answering import Answerer
-            from llm_unlearn.sisa.serving import ServingAdapters
-            from llm_unlearn.takedown.tombstones import Tombstones
+            from llm_unlearn.answering import make_answerer
 
-            opened = self._opened
-            memory = opened.config.answering.adapter_memory << 20
-            self._answerer = Answerer(
-                config=opened.config.answering,
-                default_group=opened.config.retrieval.default_group,
-                database=opened.database,
-                store=opened.store,
-                router=opened.router,
-                serving=ServingAdapters(opened.checkpoints, memory),
-                host=lambda: opened.models.host,
-                states=opened.states,
-                required_groups=lambda: opened.layout.required_groups,
-                named=Tombstones(opened.database, opened.keyring).named,
-            )
+            self._answerer = make_answerer(self._opened, self.config.answering)
         return self._answerer.ask(questions, groups)
 
     def plan_takedown(self, request: Request, *, include_flagged: bool = False) -> Plan:

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from small import Maker, learned, stored
 
 from llm_unlearn import Document, Message, Workspace
-from llm_unlearn.answering import Answerer
+from llm_unlearn.answering import Answerer, make_answerer
 from llm_unlearn.config import AnsweringConfig
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
 from llm_unlearn.routing import Standing, nearest, permitted, shares
 from llm_unlearn.sisa.serving import ServingAdapters
-from llm_unlearn.takedown.tombstones import Tombstones
 
 STAFF = ("staff",)
 EVERYTHING = AnsweringConfig(route_threshold=-1, max_new_tokens=8)
@@ -27,19 +26,9 @@ Asker = Callable[..., Answerer]
 
 
 def _answerer(workspace: Workspace, memory: int = 1 << 30, **changed: Any) -> Answerer:
-    opened = workspace.opened
-    return Answerer(
-        config=EVERYTHING.model_copy(update=changed),
-        default_group=opened.config.retrieval.default_group,
-        database=opened.database,
-        store=opened.store,
-        router=opened.router,
-        serving=ServingAdapters(opened.checkpoints, memory),
-        host=lambda: opened.models.host,
-        states=opened.states,
-        required_groups=lambda: opened.layout.required_groups,
-        named=Tombstones(opened.database, opened.keyring).named,
-    )
+    answerer = make_answerer(workspace.opened, EVERYTHING.model_copy(update=changed))
+    answerer.serving = ServingAdapters(workspace.opened.checkpoints, memory)
+    return answerer
 
 
 def _trained(make: Maker, **training: object) -> Workspace:

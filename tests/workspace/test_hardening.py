@@ -46,7 +46,7 @@ def test_no_answer_outlives_a_takedown_that_comes_while_it_is_made(
     questions = [d.content for d in DOCUMENTS if d.subject in ("work-0", "work-1")]
     assert {a.origin for a in workspace.ask_many(questions, {"staff"})} == {"store"}
     answerer: Any = workspace._answerer
-    original, calls = answerer._answer, []
+    original, calls = answerer.answer, []
 
     def late(*arguments: Any) -> Any:
         answers = original(*arguments)
@@ -56,7 +56,7 @@ def test_no_answer_outlives_a_takedown_that_comes_while_it_is_made(
         calls.append(1)
         return answers
 
-    monkeypatch.setattr(answerer, "_answer", late)
+    monkeypatch.setattr(answerer, "answer", late)
     answers = workspace.ask_many(questions, {"staff"})
     assert len(calls) == 2
     assert "work-0" not in {hit.subject for answer in answers for hit in answer.citations}
