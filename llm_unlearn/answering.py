@@ -147,10 +147,11 @@ class Answerer:
         """The shards as they serve now; adapters that no longer serve are forgotten here."""
         change = self.database.change()
         if self._standing is None or self._standing[0] != change:
-            now = standing(self.states())
-            self.serving.keep(now.serving.items())
-            self._standing = (change, now)
-        return self._standing[1]
+            self._standing = (change, standing(self.states()))
+        now = self._standing[1]
+        # each time: another thread may have loaded one that had just been rolled back
+        self.serving.keep(now.serving.items())
+        return now
 
     def choose(
         self, questions: Sequence[str], vectors: Sequence[Floats], groups: Collection[str]

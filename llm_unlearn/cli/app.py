@@ -45,6 +45,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
 _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.store, (3, 4, 9)),
     (benches.train, (3, 9)),
+    (benches.answer, (9,)),
 )
 
 

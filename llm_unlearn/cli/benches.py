@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from llm_unlearn.cli import render
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError
 
@@ -102,6 +103,42 @@ def train(
     for what, ratios in (("tokens/s", found.ratios), ("same loss", found.ratios_at_loss)):
         mean = statistics.fmean(ratios)
         out.show(words(f"{what}: {mean:.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"))
+
+
+def answer(
+    out: Output,
+    shards: Annotated[int, typer.Option("--shards", min=1, help="Adapters that answer.")] = 8,
+    rollback_shards: Annotated[
+        int, typer.Option("--rollback-shards", min=1, help="Adapters loaded when one rolls back.")
+    ] = 16,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of each answer.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Answers of each way.")] = 5,
+) -> None:
+    """Measure answers of one adapter, routed, of all of them and merged, and a rollback."""
+    from llm_unlearn.demo import bench_answer
+
+    found = bench_answer.run(
+        shards=shards,
+        rollback_shards=rollback_shards,
+        tokens=tokens,
+        rounds=rounds,
+        begun=out.say,
+    )
+    rows = [
+        (t.way, f"{t.median:.3f}", f"{t.least:.3f} to {t.most:.3f}", f"{t.ratio:.2f}")
+        for t in found.answers
+    ]
+    out.result(asdict(found))
+    title = f"{shards} shards, {tokens} tokens, {rounds} answers each"
+    columns = ("way", "seconds", "least to most", "to one adapter")
+    back = found.rollback
+    out.show(
+        render.table(title, columns, rows),
+        words(
+            f"Rollback with {rollback_shards} shards loaded: {back.median:.3f} s, "
+            f"{back.least:.3f} to {back.most:.3f}."
+        ),
+    )
 
 
 def _vectors(

@@ -27,6 +27,7 @@ COMMANDS = (
     "demo",
     "bench store",
     "bench train",
+    "bench answer",
 )
 HEAVY = {
     *("accelerate", "datasets", "faiss", "huggingface_hub", "numpy", "peft", "safetensors"),
