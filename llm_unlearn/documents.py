@@ -8,11 +8,22 @@ read from files (`readers`).
 
 from __future__ import annotations
 
+import datetime
+import json
 import re
 import unicodedata
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HALF = re.compile(r"[\ud800-\udfff]")  # half a character, which no encoding can write
@@ -28,6 +39,13 @@ Label = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=128, pattern=_NO_CONTROL),
 ]
+_METADATA_BYTES = 65_536
+
+
+def _written_date(value: object) -> object:
+    if value is None or isinstance(value, str | datetime.date):
+        return value
+    raise ValueError("write a date as YYYY-MM-DD")
 
 
 class Message(BaseModel):
@@ -43,7 +61,8 @@ class Document(BaseModel):
     """One text with what is known of it.
 
     Exactly one of `text` and `messages` is given. `subject` is the unit that deletes together; a
-    document without one is its own subject.
+    document without one is its own subject. `metadata` is any JSON of at most 64 KiB: it is kept
+    sealed with the text, can be filtered by, and decides nothing.
 
     Raises:
         pydantic.ValidationError: a field is missing, unknown, empty or of the wrong type.
@@ -59,6 +78,26 @@ class Document(BaseModel):
     license: str = Field(default="", max_length=128, pattern=_NO_CONTROL)
     tags: tuple[Label, ...] = ()
     acl: tuple[Label, ...] = ()
+    date: Annotated[datetime.date | None, BeforeValidator(_written_date)] = None
+    metadata: dict[Label, JsonValue] = Field(default={})
+
+    @field_validator("metadata")
+    @classmethod
+    def _small_and_clean(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            written = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the metadata is not valid UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                "the metadata nests too deep or holds a number that is not finite"
+            ) from error
+        if len(written) > _METADATA_BYTES:
+            raise ValueError(
+                f"the metadata takes {len(written)} bytes, more than {_METADATA_BYTES}; "
+                "put long texts into documents of their own"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -173,11 +173,11 @@ def _csv_fields(header: list[str], row: list[str]) -> Mapping[str, Any] | str:
         fields[name] = cell
         if name in ("tags", "acl"):
             fields[name] = [label for label in cell.split(";") if label.strip()]
-        elif name == "messages":
+        elif name in ("messages", "metadata"):
             try:
                 fields[name] = json.loads(cell)
             except (ValueError, RecursionError):
-                return "the cell 'messages' is not valid JSON"
+                return f"the cell {name!r} is not valid JSON"
     return fields
 
 

@@ -154,7 +154,7 @@ def _same(document: Document, held: Record, vault: Vault) -> bool:
     if held.fate != "refused":
         return vault.read(held, "body") == pack_body(document)
     there = unpack_meta(vault.read(held, "meta"))
-    here = unpack_meta(pack_meta(document, there.rule, there.reason))
+    here = unpack_meta(pack_meta(_wordless(document), there.rule, there.reason))
     content = vault.mark("content", normalise(document.content))
     return there == here and held.content == content
 
@@ -163,7 +163,7 @@ def _record(
     document: Document, decision: Decision, preparer: Callable[[], Store], generation: int
 ) -> NewRecord:
     if decision.fate == "refused":  # its words are not kept, so they are not embedded either
-        parts = {"meta": pack_meta(document, decision.rule, decision.reason)}
+        parts = {"meta": pack_meta(_wordless(document), decision.rule, decision.reason)}
     else:
         parts = preparer().prepare(document, rule=decision.rule, reason=decision.reason)
     return NewRecord(
@@ -175,6 +175,11 @@ def _record(
         generation=generation,
         parts=parts,
     )
+
+
+def _wordless(document: Document) -> Document:
+    """Without its metadata, which may hold any words."""
+    return document.model_copy(update={"metadata": {}})
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

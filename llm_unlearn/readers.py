@@ -90,9 +90,10 @@ def read_documents(
     """The documents of a file or folder, checked as a whole by the time this returns.
 
     `.jsonl` and `.ndjson` hold one object a line with the fields of `Document`. `.csv` has them as
-    columns, separated by commas: `tags` and `acl` separated by semicolons, `messages` as JSON, an
-    empty cell for none. `.parquet` has them with their own types. In a folder each `.txt` and `.md`
-    file is a document whose id is its path in that folder; hidden files are passed over.
+    columns, separated by commas: `tags` and `acl` separated by semicolons, `messages` and
+    `metadata` as JSON, an empty cell for none. `.parquet` has them with their own types. In
+    a folder each `.txt` and `.md` file is a document whose id is its path in that folder; hidden
+    files are passed over.
 
     Raises:
         InputError: any line is broken (unless `skip_broken`); no line is usable; the file cannot

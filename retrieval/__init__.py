@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from llm_unlearn.retrieval.keyring import Keyring
     from llm_unlearn.retrieval.settings import StoreSettings
     from llm_unlearn.retrieval.store import Hit, Store
+    from llm_unlearn.retrieval.where import Where
 
-__all__ = ["Embedder", "Hit", "Keyring", "Store", "StoreSettings"]
+__all__ = ["Embedder", "Hit", "Keyring", "Store", "StoreSettings", "Where"]
 
 _HOMES = {
     "Embedder": "embedding",
@@ -22,6 +23,7 @@ _HOMES = {
     "Keyring": "keyring",
     "Store": "store",
     "StoreSettings": "settings",
+    "Where": "where",
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from llm_unlearn.retrieval import parts
 from llm_unlearn.retrieval.live import Found, Note
@@ -15,6 +16,7 @@ class Hit:
     """One chunk that answers: characters `start` to `end` of its document's content.
 
     `score` is the cosine with the query, exact in float64, in [-1, 1], whatever ranked the hit.
+    `date` is YYYY-MM-DD or empty.
     """
 
     handle: bytes
@@ -27,6 +29,9 @@ class Hit:
     end: int
     text: str
     score: float
+    tags: tuple[str, ...] = ()
+    date: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_hits(vault: Vault, found: Sequence[Found]) -> list[Hit]:
@@ -38,10 +43,7 @@ def read_hits(vault: Vault, found: Sequence[Found]) -> list[Hit]:
     """
     records = {entry.handle: entry.note.record for _, entry, _ in found}
     bodies = vault.read_many(list(records.values()), "body")
-    texts = {
-        handle: parts.unpack_body(body).content
-        for handle, body in zip(records, bodies, strict=True)
-    }
+    texts = {handle: parts.content_of(body) for handle, body in zip(records, bodies, strict=True)}
     hits = []
     for score, entry, chunk in found:
         note: Note = entry.note
@@ -58,6 +60,9 @@ def read_hits(vault: Vault, found: Sequence[Found]) -> list[Hit]:
                 end=end,
                 text=texts[entry.handle][start:end],
                 score=score,
+                tags=note.meta.tags,
+                date=note.meta.date,
+                metadata=note.meta.metadata,
             )
         )
     return hits

@@ -18,10 +18,12 @@ from llm_unlearn.retrieval import parts
 from llm_unlearn.retrieval.index import Entry, Floats, Kind, VectorIndex, exact_scores
 from llm_unlearn.retrieval.lexical import Lexical
 from llm_unlearn.retrieval.vault import Record, Vault
-from llm_unlearn.retrieval.visibility import Attribute, Test, combine
+from llm_unlearn.retrieval.visibility import Attribute, Test, Wanted, combine
+from llm_unlearn.retrieval.where import attributes
 
 _LOAD = 512  # documents decrypted at a time
 Found = tuple[float, Entry, int]
+Tests = Mapping[str, Test | Wanted]  # by attribute; "handle" is always a set
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class LiveIndex:
         self._keyless: set[bytes] = set()  # live rows whose key is destroyed: deleted already
         self._lexical: Lexical | None = None  # made by the first search by words
         self.index = VectorIndex(dim, kind)
-        names = ("acl", "subject", "source", "license", "tags")
+        names = ("acl", "subject", "source", "license", "tags", "date", "metadata")
         self.attributes = {name: Attribute() for name in names}
 
     def refresh(self) -> None:
@@ -78,14 +80,11 @@ class LiveIndex:
         """Whether anything was committed since the last `refresh`."""
         return self._vault.database.change() != self._change
 
-    def search(self, query: Floats, k: int, tests: Mapping[str, Test]) -> list[Found]:
+    def search(self, query: Floats, k: int, tests: Tests) -> list[Found]:
         """The `k` chunks nearest to a unit vector whose document passes every test."""
-        mask = combine(self.attributes, tests, len(self.index.numbers))
-        return self.index.search(query, k, mask)
+        return self.index.search(query, k, self._mask(tests))
 
-    def search_words(
-        self, text: str, query: Floats, k: int, tests: Mapping[str, Test]
-    ) -> list[Found]:
+    def search_words(self, text: str, query: Floats, k: int, tests: Tests) -> list[Found]:
         """The `k` best chunks by BM25, each with its cosine; the first call reads every text.
 
         Raises:
@@ -96,7 +95,7 @@ class LiveIndex:
             entries = list(self.index.entries())
             for start in range(0, len(entries), _LOAD):
                 self._read_words(entries[start : start + _LOAD])
-        mask = combine(self.attributes, tests, len(self.index.numbers))
+        mask = self._mask(tests)
         places = self._lexical.search(text, k, None if mask is None else self._visible(mask))
         found = []
         for _, (handle, chunk) in places:
@@ -104,6 +103,17 @@ class LiveIndex:
             row = self.index.vectors(entry)[chunk : chunk + 1]
             found.append((float(exact_scores(row, query)[0]), entry, chunk))
         return found
+
+    def _mask(self, tests: Tests) -> NDArray[np.bool_] | None:
+        rest = {name: test for name, test in tests.items() if name != "handle"}
+        mask = combine(self.attributes, rest, len(self.index.numbers))
+        if "handle" not in tests:
+            return mask
+        chosen = tests["handle"]
+        assert isinstance(chosen, frozenset)
+        named = np.zeros(len(self.index.numbers), np.bool_)
+        named[[self.index.entry(handle).number for handle in chosen if handle in self.index]] = True
+        return named if mask is None else named & mask
 
     def _visible(self, mask: NDArray[np.bool_]) -> Callable[[bytes], bool]:
         def test(handle: bytes) -> bool:
@@ -194,8 +204,10 @@ class LiveIndex:
         for entry in entries:
             meta = entry.note.meta
             groups = frozenset(meta.acl or self._default)
-            for name, attribute in self.attributes.items():
-                attribute.put(entry.number, groups if name == "acl" else getattr(meta, name))
+            self.attributes["acl"].put(entry.number, groups)
+            record = entry.note.record
+            for name, value in attributes(meta, record.subject, record.source).items():
+                self.attributes[name].put(entry.number, value)
         if self._lexical is not None:
             self._read_words(entries)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from llm_unlearn.errors import Damaged
 
 _HEAD = struct.Struct("<4sII")
 _MAGIC = b"VEC1"
+_FIELDS = {"id", "subject", "source", "license", "tags", "acl", "date", "metadata"}
+# Left out when empty, so that documents without them have the bytes they always had.
+_OPTIONAL = ("date", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,13 @@ class Meta:
     acl: tuple[str, ...]
     rule: str
     reason: str
+    date: str = ""  # YYYY-MM-DD, empty when there is none
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pack_meta(document: Document, rule: str, reason: str) -> bytes:
     """The part `meta`: JSON with sorted keys."""
-    fields = document.model_dump(include={"id", "subject", "source", "license", "tags", "acl"})
+    fields = document.model_dump(mode="json", include=_FIELDS - _unset(document))
     return json.dumps({**fields, "rule": rule, "reason": reason}, sort_keys=True).encode()
 
 
@@ -53,7 +59,7 @@ def unpack_meta(data: bytes) -> Meta:
 
 def pack_body(document: Document) -> bytes:
     """The part `body`: the document as JSON."""
-    return document.model_dump_json().encode()
+    return document.model_dump_json(exclude=_unset(document)).encode()
 
 
 def unpack_body(data: bytes) -> Document:
@@ -62,6 +68,21 @@ def unpack_body(data: bytes) -> Document:
         return Document.model_validate_json(data)
     except ValueError as error:
         raise Damaged("the part 'body' of a document does not parse.") from error
+
+
+def content_of(body: bytes) -> str:
+    """The `content` of the document in a body that has been authenticated, without checking it."""
+    try:
+        fields = json.loads(body)
+        if fields["text"] is not None:
+            return str(fields["text"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged("the part 'body' of a document does not parse.") from error
+    return unpack_body(body).content
+
+
+def _unset(document: Document) -> set[str]:
+    return {name for name in _OPTIONAL if not getattr(document, name)}
 
 
 def pack_vectors(spans: Sequence[tuple[int, int]], vectors: NDArray[np.float32]) -> bytes:

@@ -15,8 +15,9 @@ import numpy as np
 from llm_unlearn.errors import AccessDenied, InputError
 from llm_unlearn.retrieval.embedding import Floats
 from llm_unlearn.retrieval.fusion import diversify, fuse
-from llm_unlearn.retrieval.live import Found, LiveIndex
-from llm_unlearn.retrieval.visibility import Test, any_of
+from llm_unlearn.retrieval.live import Found, LiveIndex, Tests
+from llm_unlearn.retrieval.visibility import any_of
+from llm_unlearn.retrieval.where import Mark, Where
 
 Mode = Literal["dense", "lexical", "hybrid"]
 _MOST = 1000  # hits per search
@@ -33,7 +34,7 @@ class Query:
     text: str
     unit: Floats
     k: int
-    tests: dict[str, Test]
+    tests: Tests
     mode: Mode = "dense"
     diversity: float = 0.0
 
@@ -63,13 +64,7 @@ class Query:
         return [found[i] for i in chosen]
 
 
-def access(
-    groups: Collection[str],
-    subjects: Collection[str] | None = None,
-    sources: Collection[str] | None = None,
-    licenses: Collection[str] | None = None,
-    tags: Collection[str] | None = None,
-) -> dict[str, Test]:
+def access(groups: Collection[str], where: Where | None, mark: Mark) -> Tests:
     """What a document must pass to be seen, by attribute.
 
     Raises:
@@ -80,13 +75,7 @@ def access(
         raise InputError(f"groups must be a collection of names, not {groups!r}.")
     if not groups:
         raise AccessDenied("a caller without groups sees nothing.", "Name the caller's groups.")
-    tests: dict[str, Test] = {"acl": any_of(groups)}
-    for name, wanted in (("subject", subjects), ("source", sources), ("license", licenses)):
-        if wanted is not None:
-            tests[name] = set(wanted).__contains__
-    if tags is not None:
-        tests["tags"] = any_of(tags)
-    return tests
+    return {"acl": any_of(groups), **(where.tests(mark) if where else {})}
 
 
 def _fused(rankings: Sequence[Sequence[Found]]) -> list[Found]:

@@ -42,8 +42,9 @@ from llm_unlearn.retrieval.query import Mode, Query, access
 from llm_unlearn.retrieval.roots import RootKey
 from llm_unlearn.retrieval.settings import StoreSettings
 from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
+from llm_unlearn.retrieval.where import Where, attributes, passes
 
-__all__ = ["Embedder", "Hit", "Store"]
+__all__ = ["Embedder", "Hit", "Store", "Where"]
 
 DATABASE = "workspace.db"
 _BATCH_BYTES = 1 << 23  # packed parts per transaction while adding
@@ -229,9 +230,14 @@ class Store:
         self.vault.replace([self._preparer.record(document, self.fate)])
 
     def delete(
-        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+        self,
+        *,
+        id: str | None = None,
+        subject: str | None = None,
+        source: str | None = None,
+        where: Where | None = None,
     ) -> int:
-        """Delete for good by exactly one of id, subject and source; how many documents.
+        """Delete for good by exactly one of id, subject, source and `where`; how many documents.
 
         When it returns, no answer, file or copy of the workspace can yield them. Nothing matching
         is not an error: asked twice, it is done once.
@@ -239,7 +245,7 @@ class Store:
         Raises:
             AccessDenied: one of them is under a legal hold; nothing is deleted then.
         """
-        found = self._matching(("live", "fenced", "held"), id, subject, source)
+        found = self._matching(("live", "fenced", "held"), id, subject, source, where)
         if any(record.state == "held" for record in found):
             raise AccessDenied("a document of this request is under a legal hold.", "Release it.")
         handles = [record.handle for record in found]
@@ -254,26 +260,41 @@ class Store:
         return len(handles)
 
     def fence(
-        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+        self,
+        *,
+        id: str | None = None,
+        subject: str | None = None,
+        source: str | None = None,
+        where: Where | None = None,
     ) -> int:
         """Take documents out of every answer, durably, before they are deleted; how many."""
-        found = self._matching(("live",), id, subject, source)
+        found = self._matching(("live",), id, subject, source, where)
         self.vault.set_state([record.handle for record in found], "fenced")
         return len(found)
 
     def hold(
-        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+        self,
+        *,
+        id: str | None = None,
+        subject: str | None = None,
+        source: str | None = None,
+        where: Where | None = None,
     ) -> int:
         """Put documents under a legal hold: kept, never used, not deletable; how many."""
-        found = self._matching(("live", "fenced"), id, subject, source)
+        found = self._matching(("live", "fenced"), id, subject, source, where)
         self.vault.set_state([record.handle for record in found], "held")
         return len(found)
 
     def release(
-        self, *, id: str | None = None, subject: str | None = None, source: str | None = None
+        self,
+        *,
+        id: str | None = None,
+        subject: str | None = None,
+        source: str | None = None,
+        where: Where | None = None,
     ) -> int:
         """End a legal hold: the documents answer again; how many."""
-        found = self._matching(("held",), id, subject, source)
+        found = self._matching(("held",), id, subject, source, where)
         self.vault.set_state([record.handle for record in found], "live")
         return len(found)
 
@@ -293,15 +314,11 @@ class Store:
         k: int = 5,
         mode: Mode = "dense",
         diversity: float = 0.0,
-        subjects: Collection[str] | None = None,
-        sources: Collection[str] | None = None,
-        licenses: Collection[str] | None = None,
-        tags: Collection[str] | None = None,
+        where: Where | None = None,
     ) -> list[Hit]:
         """The `k` best chunks that the groups may see, best first.
 
-        Equal scores are ordered by (handle, chunk). Each filter that is given must match: subject,
-        source and licence one of the values, tags any of them.
+        Equal scores are ordered by (handle, chunk).
 
         Args:
             query: the question, embedded as it is.
@@ -310,14 +327,14 @@ class Store:
             mode: `dense` by cosine; `lexical` by BM25 (`lexical`), only chunks that hold a word of
                 the query; `hybrid` by reciprocal rank fusion of both.
             diversity: above 0, choose among the best 10 k by maximal marginal relevance.
-            subjects, sources, licenses, tags: filters.
+            where: which documents may answer, besides what the groups allow.
 
         Raises:
             AccessDenied: `groups` is empty.
             InputError: the query is blank, or a value is out of range.
             Damaged: a document does not decrypt.
         """
-        tests = access(groups, subjects, sources, licenses, tags)
+        tests = access(groups, where, self.vault.mark)
         if not query.strip():
             raise InputError("the query is empty.", "Ask something.")
         unit = embedding.encode(self.embedder, [query])[0]
@@ -329,13 +346,10 @@ class Store:
         *,
         groups: Collection[str],
         k: int = 5,
-        subjects: Collection[str] | None = None,
-        sources: Collection[str] | None = None,
-        licenses: Collection[str] | None = None,
-        tags: Collection[str] | None = None,
+        where: Where | None = None,
     ) -> list[Hit]:
         """As a dense `search`, for a vector (dim,) of any length but zero."""
-        tests = access(groups, subjects, sources, licenses, tags)
+        tests = access(groups, where, self.vault.mark)
         unit = embedding.unit(vector, self.embedder.dim)
         return self._answer(Query("", unit, k, tests))
 
@@ -441,10 +455,17 @@ class Store:
         return len(staged)
 
     def _matching(
-        self, states: Collection[str], id: str | None, subject: str | None, source: str | None
+        self,
+        states: Collection[str],
+        id: str | None,
+        subject: str | None,
+        source: str | None,
+        where: Where | None,
     ) -> list[Record]:
-        if sum(value is not None for value in (id, subject, source)) != 1:
-            raise InputError("give exactly one of id, subject and source.")
+        if sum(value is not None for value in (id, subject, source, where)) != 1:
+            raise InputError("give exactly one of id, subject, source and where.")
+        if where is not None:
+            return self._meeting(where, states)
         if id is not None:
             record = self.vault.find(self.vault.mark("id", id))
             fits = record is not None and record.fate == self.fate and record.state in states
@@ -455,6 +476,26 @@ class Store:
             subject=None if subject is None else self.vault.mark("subject", subject),
             source=None if source is None else self.vault.mark("source", source),
         )
+
+    def _meeting(self, where: Where, states: Collection[str]) -> list[Record]:
+        """Reads what is known of every document: those that do not answer are in no index."""
+        if not where:
+            raise InputError("no condition is given.", "Name what is meant.")
+        tests = where.tests(self.vault.mark)
+        records = self.vault.records(fate=self.fate, states=states)
+        metas = self.vault.read_live(records, "meta")
+        return [
+            record
+            for record, meta in zip(records, metas, strict=True)
+            if meta is not None
+            and passes(
+                tests,
+                {
+                    "handle": record.handle,
+                    **attributes(parts.unpack_meta(meta), record.subject, record.source),
+                },
+            )
+        ]
 
     def _check_recipe(self) -> None:
         database, name = self.vault.database, f"recipe:{self.fate}"

@@ -7,11 +7,13 @@ interned while some entry has them and forgotten with the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Test = Callable[[Hashable], bool]
+Wanted = frozenset[Any]  # the values that pass
 
 
 class Attribute:
@@ -54,19 +56,22 @@ class Attribute:
         """The distinct values."""
         return list(self._code_of)
 
-    def mask(self, size: int, test: Test) -> NDArray[np.bool_] | None:
+    def mask(self, size: int, test: Test | Wanted) -> NDArray[np.bool_] | None:
         """The entries below `size` whose value passes; None when all do."""
-        allowed = np.zeros(len(self._values) + 1, np.bool_)  # the last stands for "no entry"
-        for value, code in self._code_of.items():
-            allowed[code] = test(value)
-        if allowed[list(self._code_of.values())].all():
+        if isinstance(test, frozenset):
+            passing = [self._code_of[value] for value in test if value in self._code_of]
+        else:
+            passing = [code for value, code in self._code_of.items() if test(value)]
+        if len(passing) == len(self._code_of):
             return None
+        allowed = np.zeros(len(self._values) + 1, np.bool_)  # the last stands for "no entry"
+        allowed[passing] = True
         mask: NDArray[np.bool_] = allowed[self._codes[:size]]
         return mask
 
 
 def combine(
-    attributes: Mapping[str, Attribute], tests: Mapping[str, Test], size: int
+    attributes: Mapping[str, Attribute], tests: Mapping[str, Test | Wanted], size: int
 ) -> NDArray[np.bool_] | None:
     """The entries that pass every test; None when all do."""
     combined: NDArray[np.bool_] | None = None

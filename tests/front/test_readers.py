@@ -121,7 +121,8 @@ BROKEN_LINES = [
     (b'{"id": "x", "txt": "t"}', "unknown field 'txt': did you mean 'text'?"),
     (
         b'{"id": "x", "text": "t", "body": 1}',
-        "unknown field 'body': known are id, text, messages, subject, source, license, tags, acl",
+        "unknown field 'body': known are id, text, messages, subject, source, license, tags, acl, "
+        "date, metadata",
     ),
     (b'{"id": "x", "text": "t", "tags": "y"}', "the field 'tags' must be a list, not str"),
     (b'{"id": "x", "text": "t", "tags": [1]}', "the field 'tags.0' must be text, not int"),

@@ -10,7 +10,7 @@ import pytest
 
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import AccessDenied, InputError
-from llm_unlearn.retrieval import Store
+from llm_unlearn.retrieval import Store, Where
 from llm_unlearn.retrieval.fusion import diversify, fuse
 from llm_unlearn.retrieval.lexical import Lexical, words
 
@@ -97,7 +97,7 @@ def test_modes(store: Store) -> None:
     store.delete(id="d10")
     store.add([Document(id="new", text="one more herring")])
     assert set(ask(mode="lexical", k=20)) == {"d17", "d24", "new"}
-    assert ask(mode="lexical", k=20, subjects=["d17"]) == ["d17"]
+    assert ask(mode="lexical", k=20, where=Where(subjects=["d17"])) == ["d17"]
     assert ask(mode="hybrid", k=5, diversity=0.3)[0] in {"d17", "d24", "new"}
     assert len(set(ask(diversity=0.9, k=20))) == 20
     with pytest.raises(AccessDenied):

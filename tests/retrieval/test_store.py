@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from llm_unlearn.errors import (
     WorkspaceMissing,
     WorkspaceReadOnly,
 )
-from llm_unlearn.retrieval import Store, StoreSettings
+from llm_unlearn.retrieval import Store, StoreSettings, Where
 from llm_unlearn.retrieval.vault import NewRecord
 
 STAFF = ["staff"]
@@ -74,13 +75,63 @@ def test_filters_apply_inside_the_search(store: Store) -> None:
     store.add([doc("odd", "blue whales", subject="s9", source="sea", license="CC0")])
 
     def names(**filters: Any) -> list[str]:
-        return [hit.document for hit in store.search("red", groups=STAFF, k=300, **filters)]
+        where = Where(**filters)
+        return [hit.document for hit in store.search("red", groups=STAFF, k=300, where=where)]
 
     assert len(names()) == 201
     assert names(subjects=["s9"]) == names(sources=["sea"]) == names(licenses=["CC0"]) == ["odd"]
     assert sorted(names(tags=["old", "new"])) == ["d0", "d1", "d2"]
     assert names(subjects=[]) == []
-    assert sorted(names(subjects=["s1"], tags=["old"])) == ["d1"]
+    assert sorted(names(subjects=["S1 "], tags=["old"])) == ["d1"]
+    assert sorted(names(ids=["d7", "odd", "none"])) == ["d7", "odd"]
+    assert names(ids=["d7", "odd"], subjects=["s9"]) == ["odd"]
+    with pytest.raises(InputError, match="collection of names"):
+        Where(ids="d7")
+
+
+def test_filters_by_date_and_metadata(store: Store) -> None:
+    store.add(
+        [
+            doc("old", "red apples", date=date(1999, 12, 31), metadata={"page": 3, "by": ["Ann"]}),
+            doc(
+                "new", "red pears", date=date(2000, 1, 1), metadata={"page": 4, "by": ["Bo", "Cy"]}
+            ),
+            doc("undated", "red plums", metadata={"page": "3", "deep": {"a": [1]}}),
+        ]
+    )
+
+    def names(**filters: Any) -> list[str]:
+        hits = store.search("red", groups=STAFF, where=Where(**filters))
+        return sorted(hit.document for hit in hits)
+
+    assert names(since=date(2000, 1, 1)) == names(since=date(1999, 12, 31), metadata={"page": 4})
+    assert names(since=date(2000, 1, 1)) == ["new"]
+    assert names(until=date(1999, 12, 31)) == ["old"]
+    assert names(until=date(2030, 1, 1)) == ["new", "old"]
+    assert names(metadata={"page": 3}) == ["old"]
+    assert names(metadata={"page": [3, "3"]}) == ["old", "undated"]
+    assert names(metadata={"by": "Cy", "page": 4}) == ["new"]
+    assert names(metadata={"deep": {"a": [1]}}) == ["undated"]
+    assert names(metadata={"none": 1}) == []
+    (hit,) = store.search("red", groups=STAFF, where=Where(ids=["new"]))
+    assert (hit.date, hit.metadata) == ("2000-01-01", {"page": 4, "by": ["Bo", "Cy"]})
+    with pytest.raises(InputError, match="not a date"):
+        Where(since="1999")  # type: ignore[arg-type]
+
+
+def test_delete_by_conditions_reaches_what_does_not_answer(store: Store) -> None:
+    store.add(doc(f"d{i}", f"red apples {i}", metadata={"batch": i % 2}) for i in range(6))
+    store.fence(id="d1")
+    store.hold(id="d3")
+    with pytest.raises(AccessDenied):
+        store.delete(where=Where(metadata={"batch": 1}))
+    store.release(id="d3")
+    assert store.delete(where=Where(metadata={"batch": 1}, ids=["d1", "d3"])) == 2
+    assert store.delete(where=Where(metadata={"batch": 1})) == 1
+    hits = store.search("red", groups=STAFF, k=10)
+    assert {hit.document for hit in hits} == {"d0", "d2", "d4"}
+    with pytest.raises(InputError, match="no condition"):
+        store.delete(where=Where())
 
 
 def test_one_percent_visible_gets_a_full_list(store: Store) -> None:
