@@ -47,7 +47,7 @@ def read_hits(vault: Vault, found: Sequence[Found]) -> list[Hit]:
     hits = []
     for score, entry, chunk in found:
         note: Note = entry.note
-        start, end = (int(at) for at in note.spans[chunk])
+        start, end = note.spans[chunk].tolist()
         hits.append(
             Hit(
                 handle=entry.handle,

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from llm_unlearn.errors import Damaged
 from llm_unlearn.retrieval import parts
-from llm_unlearn.retrieval.index import Entry, Floats, Kind, VectorIndex, exact_scores
+from llm_unlearn.retrieval.index import Entry, Kind, VectorIndex, exact_scores
 from llm_unlearn.retrieval.lexical import Lexical
+from llm_unlearn.retrieval.signs import Floats
 from llm_unlearn.retrieval.vault import Record, Vault
 from llm_unlearn.retrieval.visibility import Attribute, Test, Wanted, combine
 from llm_unlearn.retrieval.where import attributes
 
-_LOAD = 512  # documents decrypted at a time
+_LOAD = 2048  # documents decrypted at a time
 Found = tuple[float, Entry, int]
 Tests = Mapping[str, Test | Wanted]  # by attribute; "handle" is always a set
 
@@ -183,21 +184,22 @@ class LiveIndex:
         found = self._vault.find_many(handles)
         records = [found[handle] for handle in handles if handle in found]
         try:
-            metas = self._vault.read_live(records, "meta")
-            packs = self._vault.read_live(records, "vectors")
+            found_parts = self._vault.read_parts(records, ("meta", "vectors"))
         except Damaged:
             if self._vault.database.change() == change:
                 raise
             return  # a writer came in between; `refresh` looks again
         items: list[tuple[bytes, object, Floats]] = []
-        for record, meta, packed in zip(records, metas, packs, strict=True):
-            if meta is None or packed is None:
+        for record, both in zip(records, found_parts, strict=True):
+            if both is None:
                 self._keyless.add(record.handle)
                 continue
+            meta, packed = both
             spans, vectors = parts.unpack_vectors(packed)
             if vectors.shape[1] != self.index.dim:
                 raise Damaged(f"a record has vectors of length {vectors.shape[1]}.")
-            note = Note(record, versions[record.handle], parts.unpack_meta(meta), spans)
+            # A view would keep the whole part in memory.
+            note = Note(record, versions[record.handle], parts.unpack_meta(meta), spans.copy())
             items.append((record.handle, note, vectors))
         self.index.add(items)
         entries = [self.index.entry(handle) for handle, _, _ in items]

@@ -331,23 +331,39 @@ class Vault:
 
     def read_live(self, records: Sequence[Record], part: str) -> list[bytes | None]:
         """As `read_many`, with None for records whose key is destroyed."""
-        sealed: dict[bytes, bytes] = {}
+        found = self.read_parts(records, (part,))
+        return [None if parts is None else parts[0] for parts in found]
+
+    def read_parts(
+        self, records: Sequence[Record], names: Sequence[str]
+    ) -> list[tuple[bytes, ...] | None]:
+        """Several parts of many records at once, None for records whose key is destroyed.
+
+        Raises:
+            Damaged: a part is missing or not what was written.
+        """
+        sealed: list[dict[bytes, bytes]] = [{} for _ in names]
         with self.database.reading() as connection:
             for start in range(0, len(records), _BATCH):
                 handles = [record.handle for record in records[start : start + _BATCH]]
                 query = f"{_SELECT_PART} WHERE handle IN ({_marks(len(handles))}) AND name=?"
-                sealed.update(connection.execute(query, [*handles, part]))
+                for name, rows in zip(names, sealed, strict=True):
+                    rows.update(connection.execute(query, [*handles, name]))
         keys = self.keyring.keys([record.slot for record in records])
-        found: list[bytes | None] = []
+        found: list[tuple[bytes, ...] | None] = []
         for record, key in zip(records, keys, strict=True):
             if key is None:
                 found.append(None)
-            elif record.handle not in sealed:
-                raise Damaged(
-                    f"the record {record.handle.hex()} has no part {part!r}.", "Restore a backup."
-                )
-            else:
-                found.append(unseal(key, sealed[record.handle], _aad(record, part)))
+                continue
+            parts = []
+            for name, rows in zip(names, sealed, strict=True):
+                if record.handle not in rows:
+                    raise Damaged(
+                        f"the record {record.handle.hex()} has no part {name!r}.",
+                        "Restore a backup.",
+                    )
+                parts.append(unseal(key, rows[record.handle], _aad(record, name)))
+            found.append(tuple(parts))
         return found
 
     def part_names(self, record: Record) -> list[str]:

@@ -121,7 +121,7 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize("kind", ["rabitq", "flat", "flat16"])
+@pytest.mark.parametrize("kind", ["signs", "flat", "flat16"])
 def test_never_had(tools: Any, kind: str) -> None:
     machine = type("Bound", (Machine,), {"tools": tools, "kind": kind})
     run_state_machine_as_test(
