@@ -136,7 +136,8 @@ def _measure(
     texts = [[job.texts[d][i * WIDTH :].encode() for i in range(CHUNKS)] for d in deleted]
     files = [path for path in place.rglob("*") if path.is_file()]
     texts_left, vectors_left = device.remaining(texts, files), device.remaining(rows, files)
-    peer.delete(job.gone[count:])
+    if len(job.gone) > count:
+        peer.delete(job.gone[count:])
     after, recall_after = _search(peer, job.asked, job.exact_after)
     whole = [list(range(s * SUBJECT, (s + 1) * SUBJECT)) for s in job.subjects]
     subjects = [_timed(partial(peer.delete, some)) for some in whole[:count]]

@@ -78,7 +78,7 @@ class Lance:
         self._rows.delete(f"document IN ({', '.join(map(str, documents))})")
 
     def search(self, query: Floats) -> list[int]:
-        asked = self._rows.search(query).distance_type("dot").limit(K).select(["row"])
+        asked = self._rows.search(query).distance_type("dot").limit(K).select(["row", "_distance"])
         rows: list[int] = asked.to_arrow()["row"].to_pylist()
         return rows
 
