@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llm_unlearn.errors import UnlearnError
 from llm_unlearn.retrieval import Store
 
@@ -32,20 +34,38 @@ def cut(data: bytearray, rng: random.Random) -> bytearray:
     return data[: rng.randrange(len(data))]
 
 
-def test_damage_is_noticed_or_harmless(tools: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_open", [False, True])
+def test_damage_is_noticed_or_harmless(
+    tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_open: bool
+) -> None:
     """Open as a reader and as a writer, ask, and compare with the answers before."""
     whole = tmp_path / "whole"
     store = tools.open_store(whole, create=True)
     store.add(tools.document(i, subject=f"s{i % 12}") for i in range(60))
     store.delete(subject="s7")
-    right = ask(store)
-    tools.close_store(store)
-    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
-    assert {path.suffix for path in files} == {".db", ".json", ".key", ""}
+    right = [ask(store)]
+    if left_open:
+        # A kill right before the log is moved into the database, which ends every acknowledged write:
+        # without the log, what was not acknowledged is lost, all of it.
+        monkeypatch.setattr(store.vault.database, "erase_journal", lambda: True)
+        store.add(tools.document(i, subject="s1") for i in range(60, 70))
+        right.append(ask(store))
+        copy = tmp_path / "copy"
+        shutil.copytree(whole, copy)
+        tools.close_store(store)
+        shutil.rmtree(whole)
+        copy.rename(whole)
+    else:
+        tools.close_store(store)
+    files = sorted(
+        p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.stat().st_size
+    )
+    assert {path.suffix for path in files} >= {".db", ".json", ".key", ""}
+    assert left_open == any(path.name.endswith("-wal") for path in files)
     rng = random.Random(7)
     noticed = {"flip": 0, "cut": 0}
     kinds: dict[str, Callable[[bytearray, random.Random], bytearray]] = {"flip": flip, "cut": cut}
-    turns = tools.soak(120, times=5)
+    turns = tools.soak(60, times=3)
     for turn in range(turns):
         kind = "cut" if turn % 3 == 0 else "flip"
         path = files[turn % len(files)]
@@ -58,7 +78,7 @@ def test_damage_is_noticed_or_harmless(tools: Any, tmp_path: Path) -> None:
                 try:
                     if not readonly:
                         vault.sweep()
-                    assert ask(Store(vault, tools.Embedder(), tools.settings)) == right, path
+                    assert ask(Store(vault, tools.Embedder(), tools.settings)) in right, path
                 finally:
                     tools.close_vault(vault)
         except UnlearnError:
