@@ -23,6 +23,7 @@ from llm_unlearn.errors import (
     AccessDenied,
     Damaged,
     InputError,
+    KeyDestroyed,
     NotFound,
     RecipeMismatch,
     WorkspaceMissing,
@@ -346,12 +347,25 @@ class Store:
         *,
         groups: Collection[str],
         k: int = 5,
+        diversity: float = 0.0,
         where: Where | None = None,
     ) -> list[Hit]:
         """As a dense `search`, for a vector (dim,) of any length but zero."""
         tests = access(groups, where, self.vault.mark)
         unit = embedding.unit(vector, self.embedder.dim)
-        return self._answer(Query("", unit, k, tests))
+        return self._answer(Query("", unit, k, tests, diversity=diversity))
+
+    def get(self, ids: Sequence[str], *, groups: Collection[str]) -> list[Document]:
+        """The live documents of these ids that the groups may see, whole, in the order given.
+
+        Raises:
+            AccessDenied: `groups` is empty.
+            Damaged: a document does not decrypt.
+        """
+        access(groups, None, self.vault.mark)
+        found = (self._read(self.vault.mark("id", id)) for id in ids)
+        default = (self.settings.default_group,)
+        return [d for d in found if d is not None and set(d.acl or default) & set(groups)]
 
     def _answer(self, query: Query) -> list[Hit]:
         with self._lock:
@@ -431,6 +445,19 @@ class Store:
             }
 
     # --- inside
+
+    def _read(self, handle: bytes) -> Document | None:
+        while True:
+            record = self.vault.find(handle)
+            if record is None or record.fate != self.fate or record.state != "live":
+                return None
+            try:
+                return parts.unpack_body(self.vault.read(record, "body"))
+            except KeyDestroyed:
+                if self.vault.find(handle) == record:
+                    return None  # deleted, its row not yet
+            except NotFound:
+                continue  # replaced meanwhile, or deleted
 
     def _fresh(self) -> LiveIndex:
         settings = self.settings
