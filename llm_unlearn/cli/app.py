@@ -18,6 +18,7 @@ from llm_unlearn.cli import (
     demos,
     documents,
     foreign,
+    forgetting,
     learning,
     receipts,
     takedowns,
@@ -35,6 +36,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (foreign.import_, (3, 4, 5, 6, 9)),
     (learning.train, (5, 6, 9)),
     (learning.ask, (3, 5, 6, 7, 9)),
+    (forgetting.forget, (3, 4, 5, 6, 8, 9)),
     (takedowns.takedown, (3, 4, 5, 6, 9)),
     (takedowns.resume, (5, 6, 9)),
     (receipts.verify, (3, 4, 6, 8)),
@@ -46,6 +48,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.store, (3, 4, 9)),
     (benches.train, (3, 9)),
     (benches.answer, (9,)),
+    (benches.forget, (3, 9)),
 )
 
 

@@ -164,3 +164,55 @@ def _vectors(
     with out.bar("embedding") as bar:
         found = bench.embed_texts(read, encode, dim, cache, progress=bar.part)[:most]
     return f"{len(found)} real ones, of the texts in {', '.join(map(str, texts))}", found
+
+
+def forget(
+    out: Output,
+    model: Annotated[
+        str, typer.Option("--model", metavar="REF", help="packaged:NAME, a folder, or a hub id.")
+    ] = "packaged:smollm2-135m-instruct",
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", metavar="FILE", help="Documents; else invented ones."),
+    ] = None,
+    top_layers: Annotated[
+        int, typer.Option("--top-layers", min=0, help="Adapt only so many of the last; 0: all.")
+    ] = 10,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts of each kind in a step.")] = 4,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each that count.")] = 5,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="D", help="bfloat16 or float32.")
+    ] = "bfloat16",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of both.")] = 2,
+) -> None:
+    """Measure one forgetting step beside plain transformers and peft: GradDiff and NPO."""
+    from llm_unlearn.forget import bench
+
+    if dtype not in ("bfloat16", "float32"):
+        raise InputError(
+            f"--dtype {dtype}: there is no such precision here.", "bfloat16 or float32."
+        )
+    if texts is None:
+        documents = bench.invented(2 * batch * steps)
+    else:
+        from llm_unlearn.readers import read_documents
+
+        documents = list(read_documents(texts))[: 2 * batch * steps]
+    if len(documents) < 2 * batch:
+        raise InputError(
+            f"{len(documents)} documents are fewer than two batches of {batch}.", "Lower --batch."
+        )
+    rows = bench.compare(
+        model,
+        documents,
+        top_layers=top_layers or None,
+        batch=batch,
+        steps=steps,
+        dtype=dtype,
+        threads=threads,
+        told=out.say,
+    )
+    out.result(
+        {"threads": threads, "methods": [{**asdict(row), "ratio": row.ratio} for row in rows]},
+        *bench.tables(rows),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from llm_unlearn.answering import Answer
+    from llm_unlearn.forget.result import Record
     from llm_unlearn.ingest import IngestReport
     from llm_unlearn.status import Status
     from llm_unlearn.takedown.verify import Verified
@@ -171,3 +173,40 @@ def verified(held: Verified, saved: str) -> list[RenderableType]:
         words("It does not prove:", "bold"),
     ]
     return [*shown, *(words(f"- {line}") for line in receipt.does_not_prove)]
+
+
+def forgotten(record: Record, folder: Path) -> list[RenderableType]:
+    """How a forgetting run went, and what it does not mean."""
+    said = {
+        "forgotten": "forgotten, utility kept",
+        "partly": "utility kept, the target was not reached",
+        "failed": "failed: utility lost",
+    }[record.verdict]
+    rows = [words(f"{record.method}: {said} ({record.stop}, {duration(record.seconds)}).")]
+    for name in ("forget", "retain", "utility"):
+        before, after = getattr(record.before, name), getattr(record.after, name)
+        if before is not None:
+            rows.append(words(f"  {name:<8} {before:.3f} before, {after:.3f} after"))
+    rows.append(words(f"  target   {record.target:.3f}"))
+    if record.verdict != "failed":
+        rows.append(words(f"Written to {folder}, in the clear. This is no takedown and no proof."))
+    return list(rows)
+
+
+def frontier(records: Sequence[Record], folder: Path) -> list[RenderableType]:
+    """A sweep as a table."""
+    shown = [
+        (
+            r.settings.strength,
+            r.verdict,
+            *(
+                "-" if value is None else round(value, 3)
+                for value in (r.after.forget, r.after.retain, r.after.utility)
+            ),
+            duration(r.seconds),
+        )
+        for r in records
+    ]
+    columns = ("strength", "verdict", "forget", "retain", "utility", "time")
+    made = table("Forgetting against utility (mean probability of the answers)", columns, shown)
+    return [made, words(f"Records, frontier.json and frontier.svg are in {folder}.")]

@@ -82,8 +82,11 @@ class Lean:
         self._key_heads = config.num_key_value_heads
 
     @torch.no_grad()
-    def collate(self, examples: Sequence[Example]) -> Packed:
-        """Lay a batch out, and run the frozen layers below the first adapted one on it."""
+    def collate(self, examples: Sequence[Example], below: Sequence[Tensor] | None = None) -> Packed:
+        """Lay a batch out, and run the frozen layers below the first adapted one on it.
+
+        `below` is what they gave for each document alone (T, width); then they are not run.
+        """
         device = self._host.base.device
         shared = _shared_length(examples)
         width = max(len(e.ids) for e in examples)
@@ -122,22 +125,29 @@ class Lean:
             torch.tensor(targets, device=device),
             sum(len(e.ids) for e in examples),
         )
-        for layer in self._host.layers[: self._host.first_layer]:
-            hidden = self._layer(layer, hidden, packed, None)
+        if below is None:
+            for layer in self._host.layers[: self._host.first_layer]:
+                hidden = self._layer(layer, hidden, packed, None)
+        else:
+            hidden = torch.cat([below[0], *(rows[shared:] for rows in below[1:])]).to(device)
         object.__setattr__(packed, "hidden", hidden)
         return packed
 
     def loss(self, batch: Packed) -> Tensor:
         """Mean cross-entropy over the predicted tokens."""
+        loss: Tensor = _loss(self.states(batch), self._head, batch.targets)
+        return loss
+
+    def states(self, batch: Packed) -> Tensor:
+        """What enters the vocabulary for each predicted token (n, width), in their order."""
         hidden = batch.hidden
         upper = self._host.layers[self._host.first_layer :]
         for number, layer in enumerate(upper, 1):
             hidden = self._layer(layer, hidden, batch, batch.kept if number == len(upper) else None)
         norm = self._model.norm
         hidden = _norm(hidden, norm.weight, norm.variance_epsilon)
-        hidden = hidden.index_select(0, batch.parents)
-        loss: Tensor = _loss(hidden, self._head, batch.targets)
-        return loss
+        predicting: Tensor = hidden.index_select(0, batch.parents)
+        return predicting
 
     def _layer(self, layer: Any, x: Tensor, batch: Packed, kept: Tensor | None) -> Tensor:
         attention, mlp = layer.self_attn, layer.mlp

@@ -19,6 +19,7 @@ COMMANDS = (
     "import",
     "train",
     "ask",
+    "forget",
     "takedown",
     "resume",
     "verify",
@@ -28,6 +29,7 @@ COMMANDS = (
     "bench store",
     "bench train",
     "bench answer",
+    "bench forget",
 )
 HEAVY = {
     *("accelerate", "datasets", "faiss", "huggingface_hub", "numpy", "peft", "safetensors"),

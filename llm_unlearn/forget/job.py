@@ -1,0 +1,262 @@
+"""A forgetting job from start to files: load, run, write a folder that PEFT or transformers loads.
+
+Guarantees: the folder holds a whole result or none (its record comes last); an interrupted job goes on
+when started again with the same arguments; a run that failed writes its record and no weights. The
+folder is in the clear: it is the user's export, and weights can give back what they still know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from llm_unlearn.documents import Document
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import os_errors, write_atomic
+from llm_unlearn.forget import data
+from llm_unlearn.forget.frontier import frontier_svg
+from llm_unlearn.forget.method import Method, Stepwise
+from llm_unlearn.forget.result import Record
+from llm_unlearn.forget.run import Told, run
+from llm_unlearn.forget.settings import RunSettings
+from llm_unlearn.forget.weights import (
+    FullWeights,
+    State,
+    Weights,
+    adapter_shape,
+    digest,
+    read_adapter,
+    write_adapter,
+    write_full,
+)
+from llm_unlearn.models.causal import load_causal
+from llm_unlearn.models.lora import AdapterHost, LoraShape
+
+RECORD = "record.json"
+UNFINISHED = "unfinished.safetensors"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents to forget, to keep and to measure utility on; `given` answers by id (AltPO)."""
+
+    forget: Sequence[Document]
+    retain: Sequence[Document] = ()
+    utility: Sequence[Document] = ()
+    given: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Weights and where they begin."""
+
+    weights: Weights
+    start: State
+
+
+def settings(values: Mapping[str, object]) -> RunSettings:
+    """Run settings with one-line errors; values that are None have their default.
+
+    Raises:
+        InputError: a value that cannot be, with the consequence and what to do.
+    """
+    try:
+        return RunSettings.model_validate({k: v for k, v in values.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{key} = {first['input']!r}: {message}.") from error
+
+
+def target(
+    model: str,
+    *,
+    adapter: Path | None = None,
+    full: bool = False,
+    top_layers: int | None = None,
+    rank: int = 16,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+) -> Target:
+    """A model with an adapter read from a folder, a fresh one, or its own layers.
+
+    Args:
+        top_layers: how many of the last layers a fresh adapter or full weights change; None: all.
+
+    Raises:
+        InputError: an adapter that is not plain LoRA over the top layers, or too many layers.
+    """
+    if full and adapter is not None:
+        raise InputError(
+            "--adapter and --full were given.",
+            "Merge the adapter into the model, or leave out one.",
+        )
+    base = load_causal(model, "bfloat16" if dtype == "bfloat16" and not full else "float32")
+    if full:
+        weights = FullWeights(base, top_layers)
+        return Target(weights, weights.state())
+    key = f"forget {seed}".encode()
+    if adapter is not None:
+        host = AdapterHost(base, adapter_shape(adapter, base))
+        return Target(host, read_adapter(adapter, host, key))
+    host = AdapterHost(base, LoraShape(rank, 2 * rank, top_layers))
+    return Target(host, host.fresh(key))
+
+
+def material(aim: Target, method: Method, texts: Texts, chosen: RunSettings) -> data.Material:
+    """Token ids of everything the method reads, other answers included.
+
+    Raises:
+        InputError: nothing to forget, or a text without the question that the method needs.
+    """
+    tokenizer = aim.weights.base.tokenizer
+    found = data.material(tokenizer, texts.forget, texts.retain, chosen.max_tokens, texts.utility)
+    if not isinstance(method, Stepwise) or method.answers == "none":
+        return found
+    if method.answers == "refusal":
+        answers = data.refusals(texts.forget, chosen.seed)
+    else:
+        answers = _alternatives(aim, texts)
+    gone, preferred = data.with_answers(tokenizer, texts.forget, answers, chosen.max_tokens)
+    return replace(found, forget=gone, preferred=preferred)
+
+
+def _alternatives(aim: Target, texts: Texts) -> list[str]:
+    """Answers made up without the knowledge, where there is an adapter to put aside."""
+    weights = aim.weights
+    given = texts.given or {}
+    if isinstance(weights, AdapterHost):
+        with weights.using(None):
+            return data.alternatives(weights.base, texts.forget, given)
+    weights.load(aim.start)
+    return data.alternatives(weights.base, texts.forget, given)
+
+
+def forget(
+    aim: Target,
+    method: Method,
+    texts: Texts,
+    chosen: RunSettings,
+    out: Path,
+    progress: Told | None = None,
+) -> Record:
+    """Run it and write the folder.
+
+    Raises:
+        InputError: the folder holds something else, or the texts do not fit the method.
+    """
+    _free(out, {UNFINISHED})
+    read = material(aim, method, texts, chosen)
+    with os_errors(f"write {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    done = run(
+        aim.weights, aim.start, method, read, chosen, resume=out / UNFINISHED, progress=progress
+    )
+    if done.record.verdict != "failed":
+        if isinstance(aim.weights, FullWeights):
+            write_full(out, aim.weights, done.state, chosen.dtype)
+        elif isinstance(aim.weights, AdapterHost):
+            write_adapter(out, aim.weights, done.state)
+    _write(out / RECORD, done.record)
+    return done.record
+
+
+def sweep(
+    aim: Target,
+    method: Method,
+    texts: Texts,
+    chosen: RunSettings,
+    strengths: Sequence[float],
+    out: Path,
+    progress: Told | None = None,
+) -> list[Record]:
+    """Run once for each strength, without stopping rules, and draw the frontier; writes no weights.
+
+    A strength whose record is there already, from equal texts and settings, is not run again.
+
+    Raises:
+        InputError: no strength, or one that is not above 0; or see `forget`.
+    """
+    if not strengths or min(strengths) <= 0:
+        raise InputError("A sweep needs strengths above 0.", "Such as --sweep 0.5,1,2.")
+    _free(out, {UNFINISHED, "frontier.json", "frontier.svg"}, "strength-")
+    read = material(aim, method, texts, chosen)
+    with os_errors(f"write {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for strength in sorted(set(strengths)):
+        wanted = chosen.model_copy(update={"strength": strength, "rules": False})
+        path = out / f"strength-{strength:g}.json"
+        record = _earlier(path, method, wanted, data.inputs_digest(read), aim)
+        if record is None:
+            record = run(
+                aim.weights,
+                aim.start,
+                method,
+                read,
+                wanted,
+                resume=out / UNFINISHED,
+                progress=progress,
+            ).record
+            _write(path, record)
+        records.append(record)
+    points = [point(record) for record in records]
+    text = json.dumps({"method": method.name, "points": points}, indent=2) + "\n"
+    write_atomic(out / "frontier.json", text.encode(), mode=0o644)
+    write_atomic(out / "frontier.svg", frontier_svg(method.name, records).encode(), mode=0o644)
+    return records
+
+
+def point(record: Record) -> dict[str, object]:
+    """One strength on the frontier."""
+    return {
+        "strength": record.settings.strength,
+        "verdict": record.verdict,
+        "forget": record.after.forget,
+        "retain": record.after.retain,
+        "utility": record.after.utility,
+        "seconds": record.seconds,
+    }
+
+
+def _earlier(
+    path: Path, method: Method, chosen: RunSettings, inputs: str, aim: Target
+) -> Record | None:
+    if not path.is_file():
+        return None
+    try:
+        found = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not a record.", "Remove it, or choose another --out."
+        ) from error
+    mine = (method.name, method.model_dump(mode="json"), chosen, inputs, digest(aim.start))
+    if mine != (found.method, found.method_settings, found.settings, found.inputs, found.start):
+        raise InputError(
+            f"{path} is of a sweep with other settings, texts or weights.", "Choose another --out."
+        )
+    return found
+
+
+def _free(out: Path, allowed: set[str], prefix: str = "\0") -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is not a directory.", "Choose another --out.")
+    others = sorted(
+        p.name for p in out.iterdir() if p.name not in allowed and not p.name.startswith(prefix)
+    )
+    others = [name for name in others if not (name.startswith(".") and name.endswith(".tmp"))]
+    if others:
+        raise InputError(
+            f"{out} holds {others[0]} already.", "Choose a new directory for the result."
+        )
+
+
+def _write(path: Path, record: Record) -> None:
+    write_atomic(path, (record.model_dump_json(indent=2) + "\n").encode(), mode=0o644)
