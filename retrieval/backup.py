@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llm_unlearn.errors import Damaged, InputError, KeyDestroyed
 from llm_unlearn.files import os_errors, sync_directory
+from llm_unlearn.retrieval import claim
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.retrieval.vault import STATES, Record, Vault
@@ -74,6 +75,8 @@ def restore(source: Path, target: Path, keyring: Keyring) -> int:
             records = vault.records(states=STATES)
             gone = [record.handle for record in records if _deleted(vault, record)]
             vault.drop_rows(gone)
+            claim.adopt(database, keyring)
+            database.erase_journal()
         _sync(part)
         part.rename(target)
         sync_directory(target.parent)

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from llm_unlearn.documents import normalise
 from llm_unlearn.errors import Damaged, InputError, KeyDestroyed, KeysMissing
+from llm_unlearn.retrieval import claim
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -236,10 +237,12 @@ class Vault:
 
         Raises:
             Damaged: rows are missing or changed, or the key file is shorter than the rows say.
+            WorkspaceVersion: this is an older copy of the database that the keys belong with.
         """
         self.database.require_writable()
-        self.keyring.recover()
         self.verify_rows()
+        claim.take(self.database, self.keyring)
+        self.keyring.recover()
         live = self.keyring.live_slots()
         with self.database.reading() as connection:
             known = {slot for (slot,) in connection.execute("SELECT slot FROM slots")}

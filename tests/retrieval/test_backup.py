@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import Damaged, InputError, KeysMissing
-from llm_unlearn.retrieval import Store
+from llm_unlearn.errors import Damaged, InputError, KeysMissing, WorkspaceVersion
+from llm_unlearn.retrieval import Store, claim
+from llm_unlearn.retrieval.database import Database
 
 
 def doc(name: str, text: str) -> Document:
@@ -71,3 +72,59 @@ def test_a_damaged_or_foreign_backup_is_refused(tmp_path: Path, tools: Any) -> N
     with pytest.raises(KeysMissing):
         Store.restore(tmp_path / "backup", tmp_path / "s", tmp_path / "k2", tools.Embedder())
     Store.restore(tmp_path / "backup", *place).close()
+
+
+def test_an_older_copy_cannot_write_with_the_keys_in_use(tmp_path: Path, tools: Any) -> None:
+    """It would destroy the keys of what came later; reading it is harmless."""
+    place = (tmp_path / "s", tmp_path / "k", tools.Embedder())
+    with Store.create(*place, tools.settings) as store:
+        store.add([doc("early", "apples")])
+    shutil.copytree(tmp_path / "s", tmp_path / "old")
+    with Store.open(*place, write=True) as store:
+        store.add([doc("late", "plums")])
+    with pytest.raises(WorkspaceVersion, match="older copy"):
+        Store.open(tmp_path / "old", *place[1:], write=True)
+    with Store.open(tmp_path / "old", *place[1:]) as store:
+        assert [hit.document for hit in store.search("apples", groups=["staff"])] == ["early"]
+    with Store.open(*place, write=True) as store:
+        store.verify()
+        assert {hit.document for hit in store.search("plums", groups=["staff"])} == {
+            "early",
+            "late",
+        }
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_writer_killed_while_it_marks_can_write_again(
+    tmp_path: Path, tools: Any, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = (tmp_path / "s", tmp_path / "k", tools.Embedder())
+    with Store.create(*place, tools.settings) as store:
+        store.add([doc("a", "apples")])
+    calls = []
+
+    def stopping(original: Any) -> Any:
+        def call(*arguments: Any) -> None:
+            if arguments[0] == "writer" or "writer" in str(arguments[0]):
+                if len(calls) == step:
+                    raise KeyboardInterrupt
+                calls.append(arguments)
+            original(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claim, "write_atomic", stopping(claim.write_atomic))
+        patch.setattr(Database, "set_value", _method(stopping, Database.set_value))
+        with pytest.raises(KeyboardInterrupt):
+            Store.open(*place, write=True)
+    for _ in range(2):
+        with Store.open(*place, write=True) as store:
+            store.verify()
+
+
+def _method(stopping: Any, original: Any) -> Any:
+    def set_value(self: Database, *arguments: Any) -> None:
+        stopping(lambda *rest: original(self, *rest))(*arguments)
+
+    return set_value

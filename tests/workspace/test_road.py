@@ -293,7 +293,7 @@ def test_the_public_names() -> None:
         assert getattr(llm_unlearn, name).__module__.startswith("llm_unlearn.")
     for name in ("create", "open", "ingest", "train", "ask", "takedown", "verify"):
         assert callable(getattr(Workspace, name))
-    assert retrieval.__all__ == ["Embedder", "Hit", "Keyring", "Store", "StoreSettings"]
+    assert retrieval.__all__ == ["Embedder", "Hit", "Keyring", "Store", "StoreSettings", "Where"]
     assert retrieval.Store.__module__ == "llm_unlearn.retrieval.store"
 
 
