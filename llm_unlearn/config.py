@@ -56,6 +56,18 @@ class TrainingConfig(Settings):
         default=PlacementConfig(),
         description="By what a subject's shard and slice are chosen.",
     )
+    slicing: Literal["cumulative", "sequential"] = Field(
+        default="cumulative",
+        description="cumulative: each slice trains on all slices up to it (SISA); sequential: on "
+        "itself and a replay of earlier ones, which is cheaper and remembers them less.",
+    )
+    replay: Real = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="In sequential slicing, documents of earlier slices repeated with a slice, as "
+        "a share of its own.",
+    )
     seed: int = Field(
         default=0,
         ge=0,

@@ -15,13 +15,10 @@ and its key directory.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets as random
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -46,18 +43,9 @@ if TYPE_CHECKING:
     from llm_unlearn.takedown.plan import Plan
     from llm_unlearn.takedown.request import Request
     from llm_unlearn.takedown.verify import Verified
+    from llm_unlearn.training import Trained
 
 PUBLIC_KEY = "receipts.pub.pem"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training run did: checkpoints built and disposed of, steps taken, and how long."""
-
-    built: tuple[str, ...]
-    disposed: tuple[str, ...]
-    steps: int
-    seconds: float
 
 
 class Workspace:
@@ -251,53 +239,32 @@ class Workspace:
         shards: Collection[int] | None = None,
         retrain_all: bool = False,
         repair: bool = False,
+        processes: int = 1,
     ) -> Trained:
         """Close the open generation and build every checkpoint that is missing.
+
+        Several processes may train one workspace at a time; each takes the shards that no other holds.
 
         Args:
             shards: build only these; the others wait for another `train`.
             retrain_all: adopt this machine's recipe and train every shard anew.
             repair: dispose of checkpoints that cannot be read, so that they are built again.
+            processes: how many train, this one included; best one a core, with `training.threads` 1.
 
         Raises:
             RecipeMismatch: this machine would compute other bits than the workspace was trained with.
         """
-        from llm_unlearn.sisa.build import build, planned_steps, stale
-        from llm_unlearn.sisa.declared import check_all
-        from llm_unlearn.takedown.machine import Takedowns
+        from llm_unlearn.training import train
 
-        opened = self._opened
-        # a damaged checkpoint may be what an unfinished takedown waits for
-        with self._writing(resuming=not repair):
-            recipe = opened.current_recipe() if retrain_all else opened.check_recipe()
-            if recipe != opened.saved_recipe():
-                check_all(opened.vault, recipe.training.placement)
-            with opened.database.transaction():
-                opened.database.set_value("recipe", recipe.model_dump_json().encode())
-                opened.database.set_value("recipe digest", recipe.digest)
-                opened.ledger.close_generation()
-            doomed = stale(opened.wanted(), opened.checkpoints.listed())
-            if repair:
-                doomed += opened.checkpoints.unreadable()
-            disposed = opened.checkpoints.dispose(doomed)
-            states = [s for s in opened.states() if shards is None or s.shard in shards]
-            steps = sum(planned_steps(state, opened.training) for state in states)
-            started = time.monotonic()
-            built = build(
-                states,
-                opened.models.host,
-                opened.checkpoints,
-                opened.training,
-                opened.examples,
-                progress,
-            )
-            seconds = time.monotonic() - started
-            if steps:
-                # history, not answering state: it only feeds the estimates of later plans
-                opened.database.set_value("seconds per step", json.dumps(seconds / steps).encode())
-            if repair:
-                Takedowns(opened, progress=progress).resume()
-        return Trained(tuple(built), tuple(disposed), steps, seconds)
+        return train(
+            self._opened,
+            lambda resuming: self._writing(resuming=resuming),
+            progress=progress,
+            shards=shards,
+            retrain_all=retrain_all,
+            repair=repair,
+            processes=processes,
+        )
 
     def ask(self, question: str, groups: Collection[str]) -> Answer:
         """Answer one question for a caller in the given groups.

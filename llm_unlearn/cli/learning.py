@@ -24,11 +24,17 @@ def train(
     repair: Annotated[
         bool, typer.Option("--repair", help="Build checkpoints that cannot be read once more.")
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", metavar="N", min=1, help="Train so many shards at a time."),
+    ] = 1,
     keys: Keys = None,
 ) -> None:
     """Train one adapter per shard, slice by slice; only what is missing is built."""
     with open_workspace(workspace, keys, write=True) as opened, out.bar("training") as bar:
-        done = opened.train(progress=bar.step, retrain_all=retrain_all, repair=repair)
+        done = opened.train(
+            progress=bar.step, retrain_all=retrain_all, repair=repair, processes=processes
+        )
     out.result(
         {
             "built": list(done.built),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm_unlearn.ingest import IngestReport
     from llm_unlearn.status import Status
     from llm_unlearn.takedown.verify import Verified
-    from llm_unlearn.workspace import Trained
+    from llm_unlearn.training import Trained
 
 SHOWN = 600  # characters of a passage
 

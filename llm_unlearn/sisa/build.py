@@ -16,6 +16,7 @@ live documents enters a stage.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +29,7 @@ from llm_unlearn.sisa.layout import Slice
 
 if TYPE_CHECKING:
     from llm_unlearn.models.lora import AdapterHost
-    from llm_unlearn.sisa.train import StageSettings
+    from llm_unlearn.sisa.train import StageSettings, TrainState
 
 
 class Progress(Protocol):
@@ -97,18 +98,37 @@ def _passes(training: TrainingConfig) -> int:
     """Passes per stage such that a full set of slices costs `epochs` passes over the shard.
 
     SISA's correction (Bourtoule et al. 2021, section V-B): with S slices and cumulative stages of e'
-    passes, the work is e' (S + 1) / 2 shard passes, so e' = 2 epochs / (S + 1).
+    passes, the work is e' (S + 1) / 2 shard passes, so e' = 2 epochs / (S + 1). A sequential stage
+    sees its own slice alone, so e' = epochs; its replay comes on top.
     """
+    if training.slicing == "sequential":
+        return training.epochs
     return max(1, round(2 * training.epochs / (training.slices + 1)))
+
+
+def stage_records(wanted: Sequence[Slice], training: TrainingConfig) -> list[tuple[Record, ...]]:
+    """What the last of these slices of one shard trains on, in groups that share no batch.
+
+    Cumulative: every slice so far. Sequential: the slice, and a replay of earlier ones, as many
+    documents as `replay` of its own, rounded up; those with the smallest hashes under the stage's
+    seed, so that a deletion replaces no more than itself. All of them are in the chain of inputs.
+    """
+    if training.slicing == "cumulative":
+        return [part.records for part in wanted]
+    own, seed = wanted[-1].records, _seed(training, wanted[-1].shard, *wanted[-1].stage)
+    earlier = [record for part in wanted[:-1] for record in part.records]
+    earlier.sort(key=lambda r: hashlib.sha256(seed + b"replay" + r.handle + r.content).digest())
+    replayed = tuple(earlier[: math.ceil(training.replay * len(own))])
+    return [own, replayed] if replayed else [own]
 
 
 def planned_steps(state: ShardState, training: TrainingConfig) -> int:
     """Optimizer steps that the missing slices take, if each document is one example."""
-    total = 0
-    for position in range(state.clean, len(state.wanted)):
-        for part in state.wanted[: position + 1]:
-            total += -(-len(part.records) // training.batch_size) * _passes(training)
-    return total
+    return sum(
+        -(-len(group) // training.batch_size) * _passes(training)
+        for position in range(state.clean, len(state.wanted))
+        for group in stage_records(state.wanted[: position + 1], training)
+    )
 
 
 def build(
@@ -118,11 +138,13 @@ def build(
     training: TrainingConfig,
     read: Callable[[Record], Sequence[Example]],
     progress: Progress | None = None,
+    keep: Callable[[Slice, TrainState], None] | None = None,
 ) -> list[str]:
     """Train what is missing, one checkpoint at a time, each durable before the next begins.
 
     Args:
         read: a document's training examples.
+        keep: makes a finished checkpoint durable; by default it is saved at once.
 
     Returns:
         Names of the checkpoints built.
@@ -141,13 +163,16 @@ def build(
             if state.serving
             else TrainState(host.fresh(_seed(training, state.shard)), {}, 0)
         )
-        examples = [
-            [example for record in part.records for example in read(record)]
-            for part in state.wanted
-        ]
+        examples: dict[bytes, Sequence[Example]] = {}
         kept: Prepared = {}
         for position in range(state.clean, len(state.wanted)):
             part = state.wanted[position]
+            groups = []
+            for records in stage_records(state.wanted[: position + 1], training):
+                for record in records:
+                    if record.handle not in examples:
+                        examples[record.handle] = read(record)
+                groups.append([e for record in records for e in examples[record.handle]])
 
             def step(loss: float, _tokens: int, part: Slice = part) -> None:
                 nonlocal done
@@ -157,12 +182,12 @@ def build(
 
             seed = _seed(training, state.shard, *part.stage)
             before = current
-            current = train_stage(
-                host, before, examples[: position + 1], settings, seed, step, kept
-            )
-            if all(current.adapter[n].equal(before.adapter[n]) for n in host.names):
+            current = train_stage(host, before, groups, settings, seed, step, kept)
+            if current.step > before.step and all(
+                current.adapter[n].equal(before.adapter[n]) for n in host.names
+            ):
                 raise AssertionError(f"training {part.name} moved no weight")
-            checkpoints.save(part, current)
+            (keep or checkpoints.save)(part, current)
             built.append(part.name)
     return built
 

@@ -79,17 +79,17 @@ def train_stage(
     on_step: Callable[[float, int], None] | None = None,
     prepared: Prepared | None = None,
 ) -> TrainState:
-    """Train over all the given slices (SISA: stage i sees slices 1 to i).
+    """Train over all the given slices, or whatever groups of documents must share no batch.
 
     Args:
-        slices: examples in their keyed order, one sequence a slice; none empty.
+        slices: examples in their keyed order, one sequence a slice.
         seed: decides the order of batches, nothing else.
         on_step: called after each optimizer step with its loss and number of real tokens.
         prepared: batches kept from one stage of a shard to the next; they depend on their own
             documents alone, so keeping them changes no bit.
 
     Returns:
-        A new state; `start` is not changed.
+        A new state; `start` is not changed, and is the result when there is nothing to predict.
     """
     with host.lock:
         return _train_stage(host, start, slices, settings, seed, on_step, prepared)
@@ -113,6 +113,8 @@ def _train_stage(
             if members not in prepared:
                 prepared[members] = runner.collate(members)
             batches.append(prepared[members])
+    if not batches:  # documents without a token to predict
+        return start
     host.load(start.adapter)
     optimizer = torch.optim.AdamW(
         host.parameters(),

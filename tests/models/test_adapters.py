@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,33 @@ def test_peft_loads_the_adapter_unchanged(
     theirs = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     with torch.inference_mode():
         torch.testing.assert_close(theirs(input_ids=torch.tensor([PROMPT])).logits, ours)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_the_files_follow_what_vllm_reads(
+    tiny_references: dict[str, str], kind: str, tmp_path: Path
+) -> None:
+    """vLLM takes `base_model.model.MODULE.lora_A.weight` and `lora_B`, in adapter_model.safetensors.
+
+    It refuses DoRA, biases, modules saved whole, and modules that adapter_config.json does not target
+    (its `parse_fine_tuned_lora_name` and `PEFTHelper`).
+    """
+    host = _host(tiny_references[kind])
+    host.config.save_pretrained(str(tmp_path))
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    modules = {name for name, _ in load_causal(tiny_references[kind]).model.named_modules()}
+    found: dict[str, set[str]] = {}
+    for name, tensor in host.state().items():
+        parts = name.split(".")
+        assert parts[:2] == ["base_model", "model"]
+        assert parts[-1] == "weight"
+        found.setdefault(".".join(parts[2:-2]), set()).add(parts[-2])
+        assert tensor.shape[0 if parts[-2] == "lora_A" else 1] == written["r"]
+    assert set(found) <= modules
+    assert {name.rsplit(".", 1)[-1] for name in found} == set(written["target_modules"])
+    assert all(kinds == {"lora_A", "lora_B"} for kinds in found.values())
+    assert (written["peft_type"], written["lora_alpha"], written["bias"]) == ("LORA", 8, "none")
+    assert not any(written[name] for name in ("use_dora", "use_rslora", "modules_to_save"))
 
 
 def test_only_the_top_layers_carry_an_adapter(tiny_references: dict[str, str]) -> None:
