@@ -69,11 +69,13 @@ def ingest(
     generation: int,
     placement: PlacementConfig,
     dry_run: bool = False,
+    piecewise: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> IngestReport:
     """Decide on each document and keep it accordingly.
 
     Args:
+        piecewise: each batch counts as soon as it is durable, and stays whatever comes after it.
         preparer: gives the store whose `prepare` cuts and embeds; only called when needed.
         placement: by what training documents are placed.
         progress: called with the number of documents seen so far.
@@ -99,7 +101,7 @@ def ingest(
                 if progress is not None:
                     progress(len(report.placed))
             if records:
-                vault.add(records, state="staged")
+                vault.add(records, state="live" if piecewise else "staged")
         if not dry_run:
             vault.promote_staged()
     except BaseException:

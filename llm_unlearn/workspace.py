@@ -201,9 +201,13 @@ class Workspace:
         *,
         skip_broken: bool = False,
         dry_run: bool = False,
+        piecewise: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> IngestReport:
         """Take documents in, from a file, a folder, or an iterable; whole or not at all.
+
+        With `piecewise` what was taken in before a kill stays, and the same call goes on from
+        there: documents that are known are not embedded again.
 
         Raises:
             InputError: a broken line (all are named), or an id taken by other words.
@@ -229,6 +233,7 @@ class Workspace:
                 generation=opened.ledger.generation,
                 placement=opened.training.placement,
                 dry_run=dry_run,
+                piecewise=piecewise,
                 progress=progress,
             )
 

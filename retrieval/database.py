@@ -30,8 +30,8 @@ from llm_unlearn.errors import (
     WorkspaceVersion,
 )
 from llm_unlearn.files import os_errors
+from llm_unlearn.retrieval.migrations import FORMAT, MIGRATIONS
 
-FORMAT = 1
 _BUSY_SECONDS = 10.0
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -116,6 +116,19 @@ class Database:
         if version < 1:
             raise Damaged(f"{self.path} is not a workspace database.", "Restore a backup.")
         self.check()
+        if version < FORMAT:
+            self._migrate(version)
+
+    def _migrate(self, version: int) -> None:
+        if self.readonly:
+            raise WorkspaceVersion(
+                f"{self.path} has the older format {version}.", "Open it for writing once."
+            )
+        for step in MIGRATIONS[version - 1 :]:
+            with self.transaction() as connection:
+                step.apply(connection)
+                connection.execute(f"PRAGMA user_version={step.before + 1}")
+        self.erase_journal()
 
     def check(self) -> None:
         """Raise `Damaged` when SQLite finds its structure broken (pages, indexes, free list)."""

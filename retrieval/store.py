@@ -11,7 +11,7 @@ memory of a running process, which holds vectors and metadata in the clear.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ from llm_unlearn.errors import (
 )
 from llm_unlearn.files import os_errors
 from llm_unlearn.retrieval import embedding, parts
+from llm_unlearn.retrieval.adding import add_pieces, add_whole
 from llm_unlearn.retrieval.audit import check_record
 from llm_unlearn.retrieval.backup import backup, restore
 from llm_unlearn.retrieval.database import Database
@@ -40,15 +41,16 @@ from llm_unlearn.retrieval.live import Found, LiveIndex
 from llm_unlearn.retrieval.lock import WriterLock
 from llm_unlearn.retrieval.prepare import Preparer, Span
 from llm_unlearn.retrieval.query import Mode, Query, access
+from llm_unlearn.retrieval.reranking import Reranker, candidates, rerank
 from llm_unlearn.retrieval.roots import RootKey
+from llm_unlearn.retrieval.selection import matching
 from llm_unlearn.retrieval.settings import StoreSettings
-from llm_unlearn.retrieval.vault import NewRecord, Record, Vault
-from llm_unlearn.retrieval.where import Where, attributes, passes
+from llm_unlearn.retrieval.vault import Record, Vault
+from llm_unlearn.retrieval.where import Where
 
 __all__ = ["Embedder", "Hit", "Store", "Where"]
 
 DATABASE = "workspace.db"
-_BATCH_BYTES = 1 << 23  # packed parts per transaction while adding
 
 
 class Store:
@@ -200,7 +202,8 @@ class Store:
         Raises:
             InputError: an id is there already, or comes twice. Nothing is added then.
         """
-        return self._add(self._preparer.record(document, self.fate) for document in documents)
+        records = (self._preparer.record(document, self.fate) for document in documents)
+        return add_whole(self.vault, records)
 
     def add_ready(self, documents: Iterable[tuple[Document, Sequence[Span], Floats]]) -> int:
         """As `add`, for chunks and vectors made elsewhere with this store's embedder.
@@ -211,7 +214,26 @@ class Store:
         Raises:
             InputError: as `add`; also when spans and vectors do not fit the document or each other.
         """
-        return self._add(self._preparer.ready(*item, self.fate) for item in documents)
+        return add_whole(self.vault, (self._preparer.ready(*item, self.fate) for item in documents))
+
+    def extend(
+        self, documents: Iterable[Document], progress: Callable[[int], None] | None = None
+    ) -> int:
+        """As `add`, but piece by piece: what was added before a kill or an error stays.
+
+        Documents that are there already, the same in everything, are passed over and not embedded
+        again; so after a kill the same call goes on where it was.
+
+        Args:
+            progress: called with the number of documents seen so far.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            InputError: an id is there with other words or other data; the pieces before it stay.
+        """
+        return add_pieces(self.vault, documents, self._preparer, self.fate, progress)
 
     def update(self, document: Document) -> None:
         """Replace the document of the same id; no chunk of the old one stays.
@@ -316,6 +338,7 @@ class Store:
         mode: Mode = "dense",
         diversity: float = 0.0,
         where: Where | None = None,
+        reranker: Reranker | None = None,
     ) -> list[Hit]:
         """The `k` best chunks that the groups may see, best first.
 
@@ -329,6 +352,7 @@ class Store:
                 the query; `hybrid` by reciprocal rank fusion of both.
             diversity: above 0, choose among the best 10 k by maximal marginal relevance.
             where: which documents may answer, besides what the groups allow.
+            reranker: puts the best 4 k (at least 20) in its own order, before they are cut to `k`.
 
         Raises:
             AccessDenied: `groups` is empty.
@@ -339,7 +363,11 @@ class Store:
         if not query.strip():
             raise InputError("the query is empty.", "Ask something.")
         unit = embedding.encode(self.embedder, [query])[0]
-        return self._answer(Query(query, unit, k, tests, mode, diversity))
+        if reranker is None:
+            return self._answer(Query(query, unit, k, tests, mode, diversity))
+        Query(query, unit, k, tests, mode, diversity)  # so that an error names the caller's k
+        hits = self._answer(Query(query, unit, candidates(k), tests, mode, diversity))
+        return rerank(reranker, query, hits, k)
 
     def search_vector(
         self,
@@ -349,6 +377,7 @@ class Store:
         k: int = 5,
         diversity: float = 0.0,
         where: Where | None = None,
+        reranker: Reranker | None = None,
     ) -> list[Hit]:
         """As a dense `search`, for a vector (dim,) of any length but zero."""
         tests = access(groups, where, self.vault.mark)
@@ -465,22 +494,6 @@ class Store:
             self.vault, self.fate, self.embedder.dim, settings.index, settings.default_group
         )
 
-    def _add(self, records: Iterator[NewRecord]) -> int:
-        staged: list[bytes] = []
-        batch = _batch(records)
-        try:
-            while batch:
-                following = _batch(records)
-                if not following and not staged:
-                    return len(self.vault.add(batch))
-                staged += self.vault.add(batch, "staged")
-                batch = following
-            self.vault.set_state(staged, "live")
-        except BaseException:
-            self.vault.delete(staged)
-            raise
-        return len(staged)
-
     def _matching(
         self,
         states: Collection[str],
@@ -489,40 +502,7 @@ class Store:
         source: str | None,
         where: Where | None,
     ) -> list[Record]:
-        if sum(value is not None for value in (id, subject, source, where)) != 1:
-            raise InputError("give exactly one of id, subject, source and where.")
-        if where is not None:
-            return self._meeting(where, states)
-        if id is not None:
-            record = self.vault.find(self.vault.mark("id", id))
-            fits = record is not None and record.fate == self.fate and record.state in states
-            return [record] if record is not None and fits else []
-        return self.vault.records(
-            fate=self.fate,
-            states=states,
-            subject=None if subject is None else self.vault.mark("subject", subject),
-            source=None if source is None else self.vault.mark("source", source),
-        )
-
-    def _meeting(self, where: Where, states: Collection[str]) -> list[Record]:
-        """Reads what is known of every document: those that do not answer are in no index."""
-        if not where:
-            raise InputError("no condition is given.", "Name what is meant.")
-        tests = where.tests(self.vault.mark)
-        records = self.vault.records(fate=self.fate, states=states)
-        metas = self.vault.read_live(records, "meta")
-        return [
-            record
-            for record, meta in zip(records, metas, strict=True)
-            if meta is not None
-            and passes(
-                tests,
-                {
-                    "handle": record.handle,
-                    **attributes(parts.unpack_meta(meta), record.subject, record.source),
-                },
-            )
-        ]
+        return matching(self.vault, self.fate, states, id, subject, source, where)
 
     def _check_recipe(self) -> None:
         database, name = self.vault.database, f"recipe:{self.fate}"
@@ -534,17 +514,6 @@ class Store:
                 f"{database.path} was filled with another embedder or other chunk settings.",
                 "Open it with those, or make a new store.",
             )
-
-
-def _batch(records: Iterator[NewRecord]) -> list[NewRecord]:
-    """The next records up to `_BATCH_BYTES`."""
-    batch, size = [], 0
-    for record in records:
-        batch.append(record)
-        size += sum(map(len, record.parts.values()))
-        if size >= _BATCH_BYTES:
-            break
-    return batch
 
 
 def _stored_settings(database: Database) -> StoreSettings:

@@ -31,6 +31,13 @@ def ingest(
         bool, typer.Option("--skip-broken", help="Leave broken documents out and take the rest.")
     ] = False,
     dry_run: DryRun = False,
+    piecewise: Annotated[
+        bool,
+        typer.Option(
+            "--piecewise",
+            help="Keep what was taken in when stopped; the same command goes on from there.",
+        ),
+    ] = False,
     each: Annotated[
         bool, typer.Option("--each", "-e", help="Name every document and where it goes.")
     ] = False,
@@ -38,11 +45,17 @@ def ingest(
 ) -> None:
     """Take documents in: each to the store, to the corpus, or refused, and why.
 
-    A file enters whole or not at all.
+    A file enters whole or not at all, unless piecewise.
     """
     with open_workspace(workspace, keys, write=not dry_run) as opened, out.bar("documents") as bar:
         broken = _broken(out, source) if skip_broken else None
-        report = opened.ingest(source, skip_broken=skip_broken, dry_run=dry_run, progress=bar.count)
+        report = opened.ingest(
+            source,
+            skip_broken=skip_broken,
+            dry_run=dry_run,
+            piecewise=piecewise,
+            progress=bar.count,
+        )
     counts: Counter[str] = report.counts()
     value: dict[str, object] = {
         "dry_run": dry_run,

@@ -19,8 +19,11 @@ from llm_unlearn.errors import (
     WorkspaceReadOnly,
     WorkspaceVersion,
 )
+from llm_unlearn.retrieval import Store
+from llm_unlearn.retrieval import database as database_module
 from llm_unlearn.retrieval.database import FORMAT, Database
 from llm_unlearn.retrieval.lock import WriterLock
+from llm_unlearn.retrieval.migrations import MIGRATIONS, Migration
 
 
 @pytest.fixture
@@ -138,3 +141,53 @@ def test_one_writer(tmp_path: Path) -> None:
         WriterLock(tmp_path / "lock").acquire()
     with WriterLock(tmp_path / "lock"):
         pass
+
+
+def test_an_older_format_is_brought_up_step_by_step(tmp_path: Path, tools: Any) -> None:
+    """A store of format 1 that names the codes of its time opens with those that replaced them."""
+    place = (tmp_path / "s", tmp_path / "k", tools.Embedder())
+    with Store.create(*place, tools.settings) as store:
+        store.add([tools.document(1)])
+        with store.vault.database.transaction() as connection:
+            old = store.settings.model_dump_json().replace("signs", "rabitq").encode()
+            connection.execute("UPDATE meta SET value=? WHERE name='settings'", (old,))
+            connection.execute("PRAGMA user_version=1")
+    with pytest.raises(WorkspaceVersion, match=r"older format 1\. Open it for writing once"):
+        Store.open(*place)
+    with Store.open(*place, write=True) as store:
+        assert store.settings == tools.settings
+    raw = sqlite3.connect(tmp_path / "s" / "workspace.db")
+    assert raw.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+    assert (
+        b"rabitq" not in raw.execute("SELECT value FROM meta WHERE name='settings'").fetchone()[0]
+    )
+    raw.close()
+    with Store.open(*place) as store:
+        assert len(store.search("record", groups=["staff"]))
+    assert [step.before for step in MIGRATIONS] == list(range(1, FORMAT))
+    assert len({step.name for step in MIGRATIONS}) == len(MIGRATIONS)
+
+
+def test_a_migration_that_is_killed_leaves_the_old_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Database.open(tmp_path / "one.db", create=True).close()
+    raw = sqlite3.connect(tmp_path / "one.db")
+    raw.execute("PRAGMA user_version=1")
+    raw.execute("INSERT INTO meta VALUES ('settings', '{}')")
+    raw.commit()
+    raw.close()
+
+    def stops(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM meta")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database_module, "MIGRATIONS", (Migration(1, "stops", stops),))
+        with pytest.raises(KeyboardInterrupt):
+            Database.open(tmp_path / "one.db")
+    raw = sqlite3.connect(tmp_path / "one.db")
+    assert raw.execute("PRAGMA user_version").fetchone() == (1,)
+    assert raw.execute("SELECT value FROM meta WHERE name='settings'").fetchone() == ("{}",)
+    raw.close()
+    Database.open(tmp_path / "one.db").close()

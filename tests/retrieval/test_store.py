@@ -334,3 +334,63 @@ def test_verify_finds_a_record_that_contradicts_itself(store: Store) -> None:
     store.vault.replace([NewRecord("a", "a", "", "apples", "store", 0, packed)])
     with pytest.raises(Damaged):
         store.verify()
+
+
+def test_extending_goes_on_where_it_was_stopped(store: Store) -> None:
+    """200 documents in pieces of 64; the source breaks off at the 150th, then comes whole."""
+    documents = [doc(f"d{i}", f"red apples number {i}") for i in range(200)]
+    embedded: list[int] = []
+    original = store.embedder.encode
+
+    def counting(texts: Any) -> Any:
+        embedded.append(len(texts))
+        return original(texts)
+
+    store.embedder.encode = counting  # type: ignore[method-assign]
+
+    def breaking() -> Any:
+        yield from documents[:150]
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        store.extend(breaking())
+    assert len(store) == 128
+    told: list[int] = []
+    assert store.extend([*documents, documents[3]], told.append) == 72
+    assert told == [64, 128, 192, 201]
+    assert len(embedded) == 200
+    assert len(store) == 200
+    with pytest.raises(InputError, match="'d5' is there with other words"):
+        store.extend([doc("d5", "other words"), doc("new", "words")])
+    assert len(store) == 200
+
+
+class ByLength:
+    """A reranker that likes long texts."""
+
+    def score(self, query: str, texts: Any) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+
+class Wrong:
+    """A reranker that returns too little."""
+
+    def score(self, query: str, texts: Any) -> list[float]:
+        return [1.0]
+
+
+def test_a_reranker_looks_at_more_than_it_returns(store: Store) -> None:
+    """Of 30 documents the best 20 by cosine are looked at; equal lengths are ordered by handle."""
+    store.add(doc(f"d{i}", "red apples" + " and pears" * (i % 3), acl=()) for i in range(30))
+    best = store.search("red apples", groups=STAFF, k=20)
+    again = store.search("red apples", groups=STAFF, k=4, reranker=ByLength())
+    longest = max(len(hit.text) for hit in best)
+    assert {len(hit.text) for hit in again} == {longest} or len(again) == 4
+    expected = sorted(best, key=lambda hit: (-len(hit.text), hit.handle, hit.start))[:4]
+    assert again == expected
+    with pytest.raises(InputError, match="one finite number"):
+        store.search("red apples", groups=STAFF, k=4, reranker=Wrong())
+    with pytest.raises(InputError, match="k=0"):
+        store.search("red apples", groups=STAFF, k=0, reranker=ByLength())
+    with pytest.raises(AccessDenied):
+        store.search("red apples", groups=[], reranker=ByLength())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,23 @@ def test_a_workspace_that_is_there_is_not_overwritten(make: Maker, tmp_path: Pat
         Workspace.create(workspace.path, keys=tmp_path / "other-keys")
     with pytest.raises(InputError, match="would lie inside"):
         Workspace.create(tmp_path / "new", keys=tmp_path / "new" / "keys")
+
+
+def test_piecewise_ingest_keeps_what_it_took_in(make: Maker) -> None:
+    """Stopped by a broken source; the same documents again embed only what is missing."""
+    workspace = make()
+    documents = [stored(i, f"s{i}") for i in range(200)]
+
+    def breaking() -> Iterator[Document]:
+        yield from documents[:150]
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        workspace.ingest(breaking(), piecewise=True)
+    kept = workspace.status().counts["store"]
+    assert 0 < kept <= 150
+    report = workspace.ingest(documents, piecewise=True)
+    assert report.counts()["known"] == kept
+    whole = make("whole")
+    whole.ingest(documents)
+    assert answering_state(workspace)["store"] == answering_state(whole)["store"]
