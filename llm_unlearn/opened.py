@@ -7,6 +7,7 @@ nothing by itself.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from llm_unlearn.retrieval.parts import unpack_body, unpack_vectors
 from llm_unlearn.retrieval.store import Embedder, Store
 from llm_unlearn.retrieval.vault import Record, Vault
 from llm_unlearn.sisa.declared import Declarations
-from llm_unlearn.sisa.layout import UNDECLARED, Layout, Slice
+from llm_unlearn.sisa.layout import Layout, Slice
 from llm_unlearn.sisa.layout import slices as lay_out
 
 if TYPE_CHECKING:
@@ -89,9 +90,8 @@ class Opened:
 
     def shard_of(self, record: Record) -> int | None:
         """The shard in which a training document has its place; None if it has none."""
-        said = self.declarations.of([record], self.training.placement)
-        found = said.get(record.handle, UNDECLARED)
-        return None if found is None else self.layout.shard(record.subject, found)
+        said = self.declarations.one(record, self.training.placement)
+        return None if said is None else self.layout.shard(record.subject, said)
 
     @property
     def training(self) -> TrainingConfig:
@@ -125,6 +125,11 @@ class Opened:
         from llm_unlearn.sisa.build import shard_states
 
         return shard_states(self.wanted(), self.checkpoints.listed())
+
+    def dropped(self) -> frozenset[int]:
+        """Shards whose adapter was retired: nothing is trained for them until asked for."""
+        saved = self.database.value("dropped shards")
+        return frozenset(json.loads(saved)) if saved else frozenset()
 
     def recipe_digest(self) -> bytes:
         """Digest of the recipe the workspace is trained with; before the first training, zeros."""
@@ -226,6 +231,11 @@ class Models:
         from llm_unlearn.models.reference import digest, resolve
 
         return digest(resolve(self.config.model))
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the base model is in memory."""
+        return "host" in self.__dict__
 
     @cached_property
     def host(self) -> AdapterHost:

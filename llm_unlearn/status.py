@@ -16,10 +16,13 @@ class ShardStatus:
     documents: int
     slices: int
     clean: int
+    dropped: bool = False
 
     @property
     def state(self) -> str:
-        """`empty`, `clean`, `rolled back` (some slices serve) or `untrained` (none does)."""
+        """`empty`, `clean`, `rolled back` (some slices serve), `untrained` (none does) or `dropped`."""
+        if self.dropped:
+            return "dropped"
         if not self.slices:
             return "empty"
         if self.clean == self.slices:
@@ -59,6 +62,7 @@ class Status:
 def status(opened: Opened) -> Status:
     """Look at everything without loading a model or changing anything."""
     generation = opened.ledger.generation
+    dropped = opened.dropped()
     corpus = opened.vault.records(fate="corpus")
     return Status(
         path=str(opened.path),
@@ -75,6 +79,7 @@ def status(opened: Opened) -> Status:
                 sum(len(part.records) for part in state.wanted),
                 len(state.wanted),
                 state.clean,
+                state.shard in dropped,
             )
             for state in opened.states()
         ],

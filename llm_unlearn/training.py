@@ -13,7 +13,6 @@ than cores; each holds a base model of its own and as many threads as the recipe
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import Damaged, KeyDestroyed, WorkspaceLocked
 from llm_unlearn.opened import Opened
+from llm_unlearn.pace import learn_pace, read_sizes, work
 from llm_unlearn.retrieval.lock import WriterLock
 from llm_unlearn.sisa.build import Progress, ShardState, build, planned_steps, stale
 from llm_unlearn.sisa.declared import check_all
@@ -66,10 +66,13 @@ def train(
     retrain_all: bool = False,
     repair: bool = False,
     processes: int = 1,
+    bring_back: bool = False,
 ) -> Trained:
     """See `Workspace.train`."""
     # before the lock is taken, since it loads models
+    loaded, begun = opened.models.loaded, time.monotonic()
     recipe = opened.current_recipe() if retrain_all else opened.check_recipe()
+    loading = None if loaded else time.monotonic() - begun
     # a damaged checkpoint may be what an unfinished takedown waits for
     with _patiently(writing, not repair, _PATIENCE):
         if recipe != opened.saved_recipe():
@@ -78,6 +81,8 @@ def train(
             opened.database.set_value("recipe", recipe.model_dump_json().encode())
             opened.database.set_value("recipe digest", recipe.digest)
             opened.ledger.close_generation()
+            if bring_back or retrain_all:
+                opened.database.set_value("dropped shards", b"[]")
         doomed = stale(opened.wanted(), opened.checkpoints.listed())
         if repair:
             doomed += opened.checkpoints.unreadable()
@@ -96,8 +101,9 @@ def train(
     seconds = time.monotonic() - started
     if steps and own >= steps:  # all of it was done here
         # history, not answering state: it only feeds the estimates of later plans
-        with _patiently(writing, False, None):
-            opened.database.set_value("seconds per step", json.dumps(seconds / steps).encode())
+        done = work(states, opened.training, read_sizes(opened.database))
+        with _patiently(writing, False, None), opened.database.transaction():
+            learn_pace(opened.database, seconds, done, loading)
     if repair:
         with writing(True):
             pass
@@ -107,7 +113,12 @@ def train(
 
 
 def _asked(opened: Opened, shards: Collection[int] | None) -> list[ShardState]:
-    return [state for state in opened.states() if shards is None or state.shard in shards]
+    dropped = opened.dropped()
+    return [
+        state
+        for state in opened.states()
+        if state.shard not in dropped and (shards is None or state.shard in shards)
+    ]
 
 
 def _train_missing(
@@ -178,6 +189,8 @@ def _train_shard(opened: Opened, writing: Writing, shard: int, step: Progress) -
 def _check_asked(opened: Opened, part: Slice) -> None:
     asked = opened.wanted().get(part.shard, [])
     if (part.name, part.inputs) not in [(now.name, now.inputs) for now in asked]:
+        raise _Outdated
+    if part.shard in opened.dropped():  # a takedown retired it meanwhile
         raise _Outdated
 
 

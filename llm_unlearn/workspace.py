@@ -36,9 +36,12 @@ from llm_unlearn.retrieval.vault import Vault
 
 if TYPE_CHECKING:
     from llm_unlearn.answering import Answer, Answerer
+    from llm_unlearn.exports import Export
     from llm_unlearn.ingest import IngestReport
+    from llm_unlearn.rederive import Audit
     from llm_unlearn.sisa.build import Progress
     from llm_unlearn.status import Status
+    from llm_unlearn.takedown.journal import After
     from llm_unlearn.takedown.machine import Outcome
     from llm_unlearn.takedown.plan import Plan
     from llm_unlearn.takedown.request import Request
@@ -87,6 +90,7 @@ class Workspace:
                 f"The keys ({home}) would lie inside the workspace.",
                 "Choose a directory outside it and outside its backups.",
             )
+        from llm_unlearn.exports import Exports
         from llm_unlearn.sisa.checkpoints import Checkpoints
         from llm_unlearn.takedown.envelope import public_pem
         from llm_unlearn.takedown.journal import Journal
@@ -102,6 +106,7 @@ class Workspace:
         with made as database, database.transaction():
             Vault(database, keyring)
             Checkpoints.create_table(database)
+            Exports.create_table(database)
             Journal.create_table(database)
             Tombstones.create_table(database)
             database.set_value("keys", str(home).encode())
@@ -245,6 +250,7 @@ class Workspace:
         retrain_all: bool = False,
         repair: bool = False,
         processes: int = 1,
+        bring_back: bool = False,
     ) -> Trained:
         """Close the open generation and build every checkpoint that is missing.
 
@@ -255,6 +261,7 @@ class Workspace:
             retrain_all: adopt this machine's recipe and train every shard anew.
             repair: dispose of checkpoints that cannot be read, so that they are built again.
             processes: how many train, this one included; best one a core, with `training.threads` 1.
+            bring_back: train dropped shards too; `retrain_all` does so as well.
 
         Raises:
             RecipeMismatch: this machine would compute other bits than the workspace was trained with.
@@ -269,6 +276,7 @@ class Workspace:
             retrain_all=retrain_all,
             repair=repair,
             processes=processes,
+            bring_back=bring_back,
         )
 
     def ask(self, question: str, groups: Collection[str]) -> Answer:
@@ -314,6 +322,7 @@ class Workspace:
         names: Sequence[str] = (),
         include_flagged: bool = False,
         probe: bool = True,
+        after: After = "retrain",
         on_state: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         confirm: Callable[[Plan], bool] | None = None,
@@ -324,6 +333,9 @@ class Workspace:
 
         Args:
             names: other names of the subject; the chat declines questions that hold one.
+            after: "retrain" the touched shards at once; "rollback": their last clean checkpoints
+                serve until the next `train`; "drop": their adapters are retired until
+                `train(bring_back=True)`.
             confirm: shown the plan; if it says no, nothing happens and None is returned.
             on_state: told of each state as it is reached; after "fenced" no answer draws on it.
 
@@ -347,7 +359,7 @@ class Workspace:
             plan = self.plan_takedown(request, include_flagged=include_flagged)
             if confirm is not None and not confirm(plan):
                 return None
-            outcome = takedowns.run(plan, probe=probe)
+            outcome = takedowns.run(plan, probe=probe, after=after)
             earlier.resume()
             return outcome
 
@@ -357,6 +369,42 @@ class Workspace:
             from llm_unlearn.takedown.machine import Takedowns
 
             return Takedowns(self._opened, progress=progress).resume()
+
+    def export(self, shard: int, out: str | Path) -> Export:
+        """Write the adapter that serves for a shard as a plain PEFT folder, and register that.
+
+        Raises:
+            NotFound: no adapter serves for that shard.
+            InputError: the folder is there already, or lies inside the workspace.
+        """
+        from llm_unlearn.exports import export_shard
+
+        with self._writing():
+            return export_shard(self._opened, shard, Path(out))
+
+    def exported_gone(self, out: str | Path) -> list[Export]:
+        """Record that what was exported to a folder is destroyed, so that it is owed no longer.
+
+        Raises:
+            NotFound: nothing was exported there that is still registered as there.
+        """
+        from llm_unlearn.exports import Exports
+
+        with self._writing():
+            return Exports(self._opened.database, self._opened.keyring).settle(Path(out))
+
+    def audit(
+        self, shards: Collection[int] | None = None, *, progress: Progress | None = None
+    ) -> Audit:
+        """Derive shards again from the documents and compare every checkpoint; changes nothing.
+
+        Raises:
+            NotFound: there is no such shard.
+            RecipeMismatch: this machine would compute other bits.
+        """
+        from llm_unlearn.rederive import audit
+
+        return audit(self._opened, shards, progress)
 
     def verify(self, receipt: str | Path, key: str | Path | None = None) -> Verified:
         """Check a receipt against this workspace's public key (or another) and its log."""

@@ -20,7 +20,9 @@ from llm_unlearn.cli import (
     foreign,
     forgetting,
     learning,
+    planning,
     receipts,
+    shards,
     takedowns,
     workspaces,
 )
@@ -40,6 +42,9 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (takedowns.takedown, (3, 4, 5, 6, 9)),
     (takedowns.resume, (5, 6, 9)),
     (receipts.verify, (3, 4, 6, 8)),
+    (shards.audit, (4, 5, 6, 8, 9)),
+    (shards.export, (3, 4, 5, 6, 9)),
+    (planning.plan, (4,)),
     (workspaces.status, (5, 6, 9)),
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
@@ -49,6 +54,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.train, (3, 9)),
     (benches.answer, (9,)),
     (benches.forget, (3, 9)),
+    (benches.deletion, (3, 4, 9)),
 )
 
 

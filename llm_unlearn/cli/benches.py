@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,12 @@ from rich import box
 from rich.table import Table
 
 from llm_unlearn.cli import render
+from llm_unlearn.cli.failures import UsageError
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
+    from llm_unlearn.documents import Document
     from llm_unlearn.retrieval.embedding import Floats
 
 
@@ -216,3 +219,119 @@ def forget(
         {"threads": threads, "methods": [{**asdict(row), "ratio": row.ratio} for row in rows]},
         *bench.tables(rows),
     )
+
+
+def deletion(
+    out: Output,
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="TOFU's full.json, or documents; default the demo's corpus."
+        ),
+    ] = None,
+    sweep: Annotated[
+        str, typer.Option("--sweep", metavar="SxR,...", help="Shards x slices to measure.")
+    ] = "1x1,4x3,8x4",
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="So many subjects; default each once.")
+    ] = None,
+    subjects: Annotated[
+        int | None, typer.Option("--subjects", min=2, help="Only the first so many subjects.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="As training.epochs.")] = 4,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of training.")] = 2,
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="The base model.")
+    ] = "packaged:smollm2-135m-instruct",
+    embedder: Annotated[
+        str, typer.Option("--embedder", metavar="M", help="The embedder.")
+    ] = "packaged:all-minilm-l6-v2",
+) -> None:
+    """Measure what deleting a subject costs, beside naive full retraining and SISA's formula."""
+    from llm_unlearn.config import Config
+    from llm_unlearn.deletion_bench import measure
+
+    parsed = [re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,2})", part) for part in sweep.split(",")]
+    places = [(int(found[1]), int(found[2])) for found in parsed if found is not None]
+    if len(places) < len(parsed):
+        raise UsageError(
+            f"--sweep {sweep!r} is not of the form SHARDSxSLICES,..., such as 4x3,8x4."
+        )
+    config = Config.model_validate(
+        {
+            "model": model,
+            "embedder": embedder,
+            "training": {"epochs": epochs, "threads": threads},
+        }
+    )
+    documents = _subjects(_corpus(path), subjects)
+    found = measure(documents, config, places, sample=sample, tell=out.say)
+    rows = [
+        {
+            "shards": m.shards,
+            "slices": m.slices,
+            "deletions": len(m.deletions),
+            "seconds": statistics.mean(d.seconds for d in m.deletions),
+            "naive_seconds": m.naive.seconds,
+            "time_ratio": m.time_ratio,
+            "standard_error": m.error,
+            "token_share": m.token_share,
+            "overhead": m.overhead,
+            "sisa": m.sisa,
+            "rollback_seconds": m.rollback,
+            "expected_over_measured": list(m.expected),
+        }
+        for m in found
+    ]
+    table = Table(
+        "shards", "slices", "s", "time / naive", "tokens / naive", "overhead", "SISA", "rollback s",
+        "expected / measured", box=box.SIMPLE,
+    )  # fmt: skip
+    for m in found:
+        told = sorted(m.expected)
+        table.add_row(
+            str(m.shards),
+            str(m.slices),
+            f"{statistics.mean(d.seconds for d in m.deletions):.1f}",
+            f"{m.time_ratio:.3f} ± {m.error:.3f}",
+            f"{m.token_share:.3f}",
+            f"{m.overhead:.2f}",
+            f"{m.sisa:.3f}",
+            f"{m.rollback:.3f}",
+            f"{told[0]:.2f} to {told[-1]:.2f}" if told else "-",
+        )
+    out.result({"documents": len(documents), "sweep": rows})
+    out.show(table)
+    naive = found[0].naive
+    out.show(words(f"Naive: {naive.seconds:.1f} s, {naive.tokens} tokens."))
+
+
+def _corpus(path: Path | None) -> list[Document]:
+    """Documents of a file, TOFU's authors as subjects, or the demo's conversations."""
+    from llm_unlearn.demo.measure import load_documents
+    from llm_unlearn.documents import Document, Message
+    from llm_unlearn.eval.benchmarks import tofu
+    from llm_unlearn.readers import read_documents
+
+    if path is None:
+        return [document for document in load_documents() if document.messages]
+    if path.suffix != ".json":
+        return list(read_documents(path))
+    return [
+        Document(
+            id=f"author-{number:03d}/{k:02d}",
+            subject=f"author-{number:03d}",
+            messages=(
+                Message(role="user", content=row.question),
+                Message(role="assistant", content=row.answer),
+            ),
+        )
+        for number, rows in enumerate(tofu.authors(tofu.load(path)))
+        for k, row in enumerate(rows)
+    ]
+
+
+def _subjects(documents: list[Document], count: int | None) -> list[Document]:
+    kept = list(dict.fromkeys(document.subject for document in documents))[:count]
+    chosen = set(kept)
+    return [document for document in documents if document.subject in chosen]

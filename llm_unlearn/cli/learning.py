@@ -28,12 +28,19 @@ def train(
         int,
         typer.Option("--processes", metavar="N", min=1, help="Train so many shards at a time."),
     ] = 1,
+    bring_back: Annotated[
+        bool, typer.Option("--bring-back", help="Train shards that a takedown dropped, too.")
+    ] = False,
     keys: Keys = None,
 ) -> None:
     """Train one adapter per shard, slice by slice; only what is missing is built."""
     with open_workspace(workspace, keys, write=True) as opened, out.bar("training") as bar:
         done = opened.train(
-            progress=bar.step, retrain_all=retrain_all, repair=repair, processes=processes
+            progress=bar.step,
+            retrain_all=retrain_all,
+            repair=repair,
+            processes=processes,
+            bring_back=bring_back,
         )
     out.result(
         {

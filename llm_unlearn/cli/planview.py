@@ -39,6 +39,10 @@ def as_json(plan: Plan) -> dict[str, object]:
             for s in plan.shards
         ],
         "seconds": plan.seconds,
+        "owed": [
+            {"export": e.number, "shard": e.shard, "where": e.where, "when": e.when}
+            for e in plan.owed
+        ],
     }
 
 
@@ -82,6 +86,12 @@ def shown(plan: Plan, opened: Opened) -> Iterator[RenderableType]:
     if plan.held:
         yield words(f"{plan.held} are under a legal hold: not used, and kept.")
     yield words(f"{plan.compared} other documents were compared.")
+    if plan.owed:
+        yield table(
+            "Exported adapters that had learned them: destroy these yourself",
+            ("export", "shard", "folder", "since"),
+            [(str(e.number), str(e.shard), e.where, e.when) for e in plan.owed],
+        )
     for work in plan.shards:
         yield words(
             f"Shard {work.shard}: slices kept {work.kept}, trained again {work.retrained} "

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError, RecipeMismatch
 
 if TYPE_CHECKING:
+    from llm_unlearn.takedown.journal import After
     from llm_unlearn.takedown.machine import Outcome
     from llm_unlearn.takedown.plan import Plan
     from llm_unlearn.takedown.request import Request
@@ -29,6 +30,11 @@ _STATES = {
     "disposed": "checkpoints that knew it are gone; the last clean ones serve",
     "retrained": "every shard is whole again",
     "receipted": "signed and added to the log",
+}
+
+_UNTRAINED = {
+    "rollback": "nothing was retrained: `train` does that, once for all deletions until then",
+    "drop": "the touched adapters are retired: `train --bring-back` trains them again",
 }
 
 
@@ -64,6 +70,14 @@ def takedown(
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Do not measure leakage before and after (quicker).")
     ] = False,
+    after: Annotated[
+        Literal["retrain", "rollback", "drop"],
+        typer.Option(
+            "--after",
+            help="Retrain the touched shards now; serve their last clean checkpoints until the next "
+            "train; or drop their adapters.",
+        ),
+    ] = "retrain",
     dry_run: DryRun = False,
     keys: Keys = None,
 ) -> None:
@@ -87,7 +101,7 @@ def takedown(
                 words("A dry run: nothing was removed.", "yellow"),
             )
             return
-        run = _Run(out, opened, yes)
+        run = _Run(out, opened, yes, after)
         run.go(demand, include_flagged=include_flagged, probe=not no_probe)
 
 
@@ -111,6 +125,7 @@ class _Run:
     out: Output
     opened: Workspace
     yes: bool
+    after: After = "retrain"
     plan: Plan | None = None
     states: list[dict[str, object]] = field(default_factory=list)
     started: float = 0.0
@@ -123,6 +138,7 @@ class _Run:
                     demand,
                     include_flagged=include_flagged,
                     probe=probe,
+                    after=self.after,
                     confirm=self.confirm,
                     on_state=self.state,
                     progress=bar.step,
@@ -159,7 +175,10 @@ class _Run:
     def state(self, state: str) -> None:
         seconds = time.monotonic() - self.started
         self.states.append({"state": state, "seconds": round(seconds, 3)})
-        self.out.say(f"{state} ({seconds:.1f} s): {_STATES[state]}")
+        meaning = _STATES[state]
+        if state == "retrained" and self.after != "retrain":
+            meaning = _UNTRAINED[self.after]
+        self.out.say(f"{state} ({seconds:.1f} s): {meaning}")
 
 
 def _demand(
@@ -205,6 +224,7 @@ def _outcome(opened: Workspace, outcome: Outcome) -> dict[str, object]:
         "waiting": outcome.waiting,
         "receipt": str(outcome.receipt) if outcome.receipt else None,
         "reference": outcome.reference,
+        "owed": list(outcome.owed),
         "public_key": str(opened.public_key),
         "verify": _verify_command(opened, outcome),
     }
@@ -231,6 +251,8 @@ def _tell(out: Output, opened: Workspace, outcome: Outcome) -> None:
             words("For the claimant alone (it opens what the receipt keeps closed):"),
             words(f"  {outcome.reference}"),
         )
+    for label in outcome.owed:
+        out.show(words(f"Owed: {label} had learned the text. Destroy it wherever it is.", "yellow"))
     command = _verify_command(opened, outcome)
     if command:
         out.show(words("Verify it with:"), words(f"  {command}"))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -122,12 +122,17 @@ def stage_records(wanted: Sequence[Slice], training: TrainingConfig) -> list[tup
     return [own, replayed] if replayed else [own]
 
 
+def visits(state: ShardState, training: TrainingConfig) -> Iterator[tuple[tuple[Record, ...], int]]:
+    """Each group of documents that the missing stages pass over, and how often, stage by stage."""
+    for position in range(state.clean, len(state.wanted)):
+        for group in stage_records(state.wanted[: position + 1], training):
+            yield group, _passes(training)
+
+
 def planned_steps(state: ShardState, training: TrainingConfig) -> int:
     """Optimizer steps that the missing slices take, if each document is one example."""
     return sum(
-        -(-len(group) // training.batch_size) * _passes(training)
-        for position in range(state.clean, len(state.wanted))
-        for group in stage_records(state.wanted[: position + 1], training)
+        -(-len(group) // training.batch_size) * passes for group, passes in visits(state, training)
     )
 
 

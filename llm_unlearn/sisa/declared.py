@@ -114,6 +114,16 @@ class Declarations:
         self._known = found  # what is not live any more is forgotten here too
         return {handle: said for (handle, _), said in found.items()}
 
+    def one(self, record: Record, placement: PlacementConfig) -> Declared | None:
+        """The same for one record, read anew."""
+        if not placement.asks:
+            return UNDECLARED
+        (meta,) = self._vault.read_live([record], "meta")
+        try:
+            return None if meta is None else declared(unpack_meta(meta), placement)
+        except InputError:
+            return None
+
     def _read(self, meta: bytes) -> Declared | None:
         try:
             return declared(unpack_meta(meta), self._placement)

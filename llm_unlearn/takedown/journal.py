@@ -7,16 +7,19 @@ receipt is written; what stays is a keyed mark of the request's id, the state, a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
-from llm_unlearn.takedown.receipt import Before, Checkpoint, Closure, Probe, Shard
+from llm_unlearn.takedown.receipt import Before, Checkpoint, Closure, Copy, Probe, Shard
 
 State = Literal["fenced", "deleted", "disposed", "retrained", "receipted"]
+After: TypeAlias = Literal["retrain", "rollback", "drop"]
+"""What follows the disposal: the shard is trained again; its last clean checkpoint serves until the next
+`train`; or its adapter is retired."""
 STATES: tuple[State, ...] = ("fenced", "deleted", "disposed", "retrained", "receipted")
 
 _TABLE = """
@@ -47,6 +50,10 @@ class Case(BaseModel):
     corpus_count: int
     held: int = 0
     before: Before
+    after: After = "retrain"
+    touched: list[int] = []  # shards that the documents were in
+    retired: list[str] = []  # clean checkpoints that went with a dropped shard
+    copies: list[Copy] = []
     served: dict[int, str]  # shard -> name of the checkpoint that served before
     shards: list[Shard] = []
     checkpoints: list[Checkpoint] = []

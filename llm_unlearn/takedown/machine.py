@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import Damaged, UnlearnError
 from llm_unlearn.opened import Opened
+from llm_unlearn.pace import timed
 from llm_unlearn.sisa.build import Progress, build, stale
 from llm_unlearn.takedown import receipt as receipts
-from llm_unlearn.takedown.journal import Case, Filed, Journal
+from llm_unlearn.takedown.journal import After, Case, Filed, Journal
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.tombstones import Tombstones
 from llm_unlearn.takedown.verify import request_reference
@@ -57,6 +59,7 @@ class Outcome:
             receipted earlier (its salt is destroyed by then).
         waiting: why retraining waits, in words; None when done.
         already: whether the request had been receipted before.
+        owed: exports that had learned the text, as the receipt calls them: destroy them.
     """
 
     number: int
@@ -65,6 +68,7 @@ class Outcome:
     reference: str | None
     waiting: str | None = None
     already: bool = False
+    owed: tuple[str, ...] = ()
 
 
 class Takedowns:
@@ -88,16 +92,17 @@ class Takedowns:
         self._on_state = on_state or (lambda _state: None)
         self._progress = progress
 
-    def run(self, plan: Plan, *, probe: bool = True) -> Outcome:
+    def run(self, plan: Plan, *, probe: bool = True, after: After = "retrain") -> Outcome:
         """Accept a plan and carry it out; the request must not be `known`.
 
         Args:
+            after: what follows the disposal.
             probe: measure leakage before, rolled back and after (loads the base model).
         """
         from llm_unlearn.takedown.evidence import Evidence
 
         evidence = Evidence.gather(self._opened, plan, probe=probe)
-        filed = self._accept(plan)
+        filed = self._accept(plan, after)
         return self._carry_out(filed, evidence)
 
     def resume(self) -> list[Outcome]:
@@ -131,7 +136,7 @@ class Takedowns:
         path = self._opened.path / "receipts" / name
         return Outcome(filed.number, filed.state, path, None, already=True)
 
-    def _accept(self, plan: Plan) -> Filed:
+    def _accept(self, plan: Plan, after: After) -> Filed:
         opened = self._opened
         salt = os.urandom(receipts.SALT_BYTES)
         served = {s.shard: s.serving.name for s in opened.states() if s.serving}
@@ -153,6 +158,12 @@ class Takedowns:
             held=plan.held,
             before=before,
             served=served,
+            after=after,
+            touched=[work.shard for work in plan.shards],
+            copies=[
+                receipts.Copy(kind="export", label=export.label, status="owed")
+                for export in plan.owed
+            ],
         )
         documents = [opened.document(i.record) for i in plan.removed if i.record.fate != "refused"]
         with opened.database.transaction():
@@ -173,7 +184,8 @@ class Takedowns:
         filed = self._erase(filed, case, moments)
         if filed.state == "disposed":
             try:
-                self._retrain({shard.shard for shard in case.shards})
+                if case.after == "retrain":
+                    self._retrain({shard.shard for shard in case.shards})
                 case.probes = moments.after()
             except UnlearnError as error:
                 # nothing of the text is left; utility waits until what is named is put right
@@ -190,7 +202,8 @@ class Takedowns:
         )
         self._journal.close(filed, written.name)
         self._on_state("receipted")
-        return Outcome(filed.number, "receipted", written, reference)
+        owed = tuple(copy.label for copy in case.copies if copy.status == "owed")
+        return Outcome(filed.number, "receipted", written, reference, owed=owed)
 
     def _erase(self, filed: Filed, case: Case, moments: Moments) -> Filed:
         """From the fence to the disposal of every checkpoint that saw the text."""
@@ -222,29 +235,54 @@ class Takedowns:
                 case.checkpoints.append(made)
         gone = {item.shard for item in case.checkpoints}
         case.shards = [
-            receipts.Shard(shard=s.shard, resumed_from=s.clean, retrained=len(s.missing))
+            receipts.Shard(
+                shard=s.shard,
+                resumed_from=0 if case.after == "drop" else s.clean,
+                retrained=len(s.missing) if self._retrains(case, s.shard) else 0,
+            )
             for s in opened.states()
             if s.shard in gone
         ]
+        if case.after == "drop":
+            self._drop(filed, case, doomed)
+            return
         # what is about to go is written down first: a resumed process cannot read it any more
         self._journal.advance(filed, "deleted", case)
         opened.checkpoints.dispose(doomed)
 
+    def _retrains(self, case: Case, shard: int) -> bool:
+        return case.after == "retrain" and shard not in self._opened.dropped()
+
+    def _drop(self, filed: Filed, case: Case, doomed: list[Listed]) -> None:
+        """Retire the touched shards: from now on nothing serves for them nor is trained for them."""
+        opened = self._opened
+        listed = opened.checkpoints.listed().values()
+        clean = [i for i in listed if i.shard in case.touched and i not in doomed]
+        case.retired = sorted({*case.retired, *(item.name for item in clean)})
+        self._journal.advance(filed, "deleted", case)
+        with opened.database.transaction():
+            dropped = sorted(opened.dropped().union(case.touched))
+            opened.database.set_value("dropped shards", json.dumps(dropped).encode())
+        opened.checkpoints.dispose([*doomed, *clean])
+
     def _retrain(self, shards: set[int]) -> None:
         """Build what the touched shards lack; the others wait for `train`."""
         opened = self._opened
+        shards = shards - opened.dropped()
         opened.checkpoints.dispose(stale(opened.wanted(), opened.checkpoints.listed()))
         states = [state for state in opened.states() if state.shard in shards]
         if any(state.missing for state in states):
-            opened.check_recipe()
-            build(
-                states,
-                opened.models.host,
-                opened.checkpoints,
-                opened.training,
-                opened.examples,
-                self._progress,
-            )
+            with timed(opened, states) as ready:
+                opened.check_recipe()
+                ready()
+                build(
+                    states,
+                    opened.models.host,
+                    opened.checkpoints,
+                    opened.training,
+                    opened.examples,
+                    self._progress,
+                )
 
     def _receipt(self, case: Case, scan: receipts.Scan | None) -> receipts.Receipt:
         opened = self._opened
@@ -266,7 +304,7 @@ class Takedowns:
             done=receipts.Done(
                 documents_deleted=receipts.ByFate(store=case.store_count, corpus=case.corpus_count),
                 documents_held=case.held,
-                keys_destroyed=len(case.handles) + len(case.checkpoints),
+                keys_destroyed=len(case.handles) + len(case.checkpoints) + len(case.retired),
                 checkpoints=tuple(case.checkpoints),
                 disposal=_DISPOSAL,
                 shards=tuple(case.shards),
@@ -286,6 +324,10 @@ class Takedowns:
             state_before=case.before,
             scan=scan,
             probes=case.probes,
+            copies=case.copies,
+            waiting=sum(len(s.missing) for s in opened.states() if s.shard in case.touched)
+            if case.after != "retrain"
+            else 0,
         )
 
 

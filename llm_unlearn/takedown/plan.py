@@ -8,17 +8,19 @@ decided when it is made; a document ingested after that is not in it (its tombst
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.exports import Export, Exports
 from llm_unlearn.opened import Opened
+from llm_unlearn.pace import read_pace, read_sizes, work
 from llm_unlearn.retrieval.vault import Record
+from llm_unlearn.sisa.build import ShardState, planned_steps, shard_states
 from llm_unlearn.takedown.closure import Candidate, Match, find_copies
 from llm_unlearn.takedown.request import Request
 
@@ -56,6 +58,7 @@ class Plan:
     compared: int
     shards: tuple[ShardWork, ...]
     seconds: float | None  # expected time of retraining; None before the first training
+    owed: tuple[Export, ...] = ()  # exported adapters that had learned one of these documents
 
     @property
     def handles(self) -> list[bytes]:
@@ -105,15 +108,20 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
             "No live document falls under this request.",
             "Nothing was changed. Check the passage, or name a subject, an id or a source.",
         )
-    shards = _work(opened, {item.record.handle for item in removed})
+    gone = {item.record.handle for item in removed}
+    after = _after(opened, gone)
     return Plan(
         request=request,
         removed=tuple(removed),
         flagged=tuple(flagged),
         held=len(held),
         compared=len(others),
-        shards=shards,
-        seconds=_seconds(opened, sum(work.steps for work in shards)),
+        shards=tuple(
+            ShardWork(s.shard, s.clean, len(s.missing), planned_steps(s, opened.training))
+            for s in after
+        ),
+        seconds=_seconds(opened, after),
+        owed=tuple(Exports(opened.database, opened.keyring).owed(gone)),
     )
 
 
@@ -172,9 +180,11 @@ def _vectors(
     return np.concatenate(rows) if rows else None
 
 
-def _work(opened: Opened, gone: set[bytes]) -> tuple[ShardWork, ...]:
-    from llm_unlearn.sisa.build import planned_steps, shard_states
+def _after(opened: Opened, gone: set[bytes]) -> list[ShardState]:
+    """The shards that these documents were in, as they would stand without them.
 
+    A dropped shard has nothing to be trained again.
+    """
     after = shard_states(opened.wanted_without(gone), opened.checkpoints.listed())
     affected = {
         shard
@@ -183,18 +193,17 @@ def _work(opened: Opened, gone: set[bytes]) -> tuple[ShardWork, ...]:
         for record in part.records
         if record.handle in gone
     }
-    return tuple(
-        ShardWork(
-            state.shard,
-            state.clean,
-            len(state.missing),
-            planned_steps(state, opened.training),
-        )
+    dropped = opened.dropped()
+    return [
+        replace(state, wanted=()) if state.shard in dropped else state
         for state in after
         if state.shard in affected
-    )
+    ]
 
 
-def _seconds(opened: Opened, steps: int) -> float | None:
-    measured = opened.database.value("seconds per step")
-    return None if measured is None else steps * float(json.loads(measured))
+def _seconds(opened: Opened, after: Sequence[ShardState]) -> float | None:
+    pace = read_pace(opened.database)
+    if pace is None:
+        return None
+    owed = work(after, opened.training, read_sizes(opened.database))
+    return pace.expected(owed, loaded=opened.models.loaded)

@@ -95,6 +95,10 @@ LIMITS: Final[tuple[str, ...]] = (
     "That nobody remembers, noted down or copied an answer given before the takedown.",
 )
 """What no receipt proves, whatever else it says."""
+_WAITS: Final = (
+    "That the adapters know what they could: {} slices of retained documents were not retrained; what "
+    "serves never saw the text."
+)
 
 
 def commit(salt: bytes, what: str, value: bytes) -> str:
@@ -176,6 +180,7 @@ def build_receipt(
     scan: Scan | None,
     probes: Sequence[Probe] | None,
     copies: Sequence[Copy] = (),
+    waiting: int = 0,
 ) -> Receipt:
     """Put a receipt together; the outcome and what it does not prove follow from the rest.
 
@@ -184,6 +189,7 @@ def build_receipt(
         previous: `chain_head(...).digest`.
         scan: None says "not scanned".
         probes: None says "not probed".
+        waiting: slices of the touched shards that were not trained again.
     """
     deleted = done.documents_deleted.store + done.documents_deleted.corpus
     outcome: Literal["removed", "held", "nothing found"] = "removed"
@@ -205,7 +211,11 @@ def build_receipt(
         scan=scan if scan is not None else "not scanned",
         probes=tuple(probes) if probes is not None else "not probed",
         copies=tuple(copies),
-        does_not_prove=(*LIMITS, *_limits_of_this(done, closure, scan, probes, copies)),
+        does_not_prove=(
+            *LIMITS,
+            *_limits_of_this(done, closure, scan, probes, copies),
+            *([_WAITS.format(waiting)] if waiting else []),
+        ),
     )
 
 
