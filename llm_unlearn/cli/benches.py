@@ -153,7 +153,7 @@ def _vectors(
     if file is not None and texts:
         raise InputError("--vectors and --texts were given.", "Give one of them.")
     if file is not None:
-        found = bench.load_vectors(file)[:most]
+        found = bench.thinned(bench.load_vectors(file), most)
         return f"{len(found)} of {file}", found
     if not texts:
         warning = "clustered, which flatters every approximate index; give --texts or --vectors"
@@ -165,7 +165,8 @@ def _vectors(
 
     dim, encode = batch_encoder("packaged:all-minilm-l6-v2")
     with out.bar("embedding") as bar:
-        found = bench.embed_texts(read, encode, dim, cache, progress=bar.part)[:most]
+        every = bench.embed_texts(read, encode, dim, cache, progress=bar.part)
+    found = bench.thinned(every, most)
     return f"{len(found)} real ones, of the texts in {', '.join(map(str, texts))}", found
 
 

@@ -7,7 +7,7 @@ from llm_unlearn.retrieval.bench.choose import choose
 from llm_unlearn.retrieval.bench.measure import Row, run
 from llm_unlearn.retrieval.bench.table import tables
 from llm_unlearn.retrieval.bench.texts import embed_texts, read_texts
-from llm_unlearn.retrieval.bench.vectors import load_vectors, synthetic
+from llm_unlearn.retrieval.bench.vectors import load_vectors, synthetic, thinned
 
 __all__ = [
     "Row",
@@ -18,4 +18,5 @@ __all__ = [
     "run",
     "synthetic",
     "tables",
+    "thinned",
 ]

@@ -78,19 +78,19 @@ def run(
     """Measure each store.
 
     Args:
-        vectors: unit rows (n, dim) float32; the last `queries` of them are asked, not stored.
+        vectors: unit rows (n, dim) float32; `queries` of them, drawn at random, are asked, not stored.
         peers: the stores by name (see `choose`).
         queries: how many searches to time.
         deletions: how many documents to delete one by one, timed and then looked for.
         threads: how many FAISS may use.
-        seed: chooses what is deleted.
+        seed: chooses what is asked and what is deleted.
         folder: where to write; default a temporary directory.
         begun: told the name of each store when its turn comes.
 
     Raises:
         InputError: too few vectors.
     """
-    asked, stored = vectors[-queries:], vectors[:-queries]
+    asked, stored = _split(vectors, queries, seed)
     documents = len(stored) // CHUNKS
     if documents < 2 * deletions:
         raise InputError(f"{len(vectors)} vectors are too few.", "Give more, or ask for less.")
@@ -115,6 +115,17 @@ def run(
         ):
             rows.append(_measure(name, make, peer, Path(place), job, folder, looked))
     return rows
+
+
+def _split(vectors: Floats, queries: int, seed: int) -> tuple[Floats, Floats]:
+    """What is asked and what is stored, both in order.
+
+    Drawn from everywhere: neighbours in a file are of one kind, and a kind of text can be easier to
+    find than the rest.
+    """
+    drawn = np.zeros(len(vectors), np.bool_)
+    drawn[np.random.default_rng(seed).permutation(len(vectors))[:queries]] = True
+    return vectors[drawn], vectors[~drawn]
 
 
 def _measure(

@@ -33,6 +33,14 @@ def load_vectors(path: Path) -> Floats:
     return np.ascontiguousarray(vectors)
 
 
+def thinned(vectors: Floats, most: int, seed: int = 0) -> Floats:
+    """At most so many of the rows, drawn from everywhere and in order."""
+    if len(vectors) <= most:
+        return vectors
+    kept = np.random.default_rng(seed).choice(len(vectors), size=most, replace=False)
+    return np.ascontiguousarray(vectors[np.sort(kept)])
+
+
 def synthetic(rows: int, dim: int = 384, seed: int = 0) -> Floats:
     """Unit rows (rows, dim) float32 in clusters of about a hundred, shuffled.
 

@@ -51,6 +51,19 @@ def test_the_nearest_are_those_of_a_sort() -> None:
         assert found == set(sorted(kept, key=lambda row: -float(stored[row] @ query))[:10])
 
 
+def test_what_is_asked_comes_from_everywhere() -> None:
+    """Rows lie in files by kind; the last ones alone would be of one kind."""
+    rows = np.arange(10_000, dtype=np.float32)[:, None]
+    asked, stored = measure._split(rows, 200, seed=0)
+    assert sorted([*asked[:, 0], *stored[:, 0]]) == list(range(10_000))
+    for some in (asked[:, 0], bench.thinned(rows, 200)[:, 0]):
+        assert len(set(some)) == 200
+        assert some.tolist() == sorted(some)
+        tenths = np.bincount((some // 1000).astype(int), minlength=10)
+        assert tenths.min() >= 5  # of 20 expected in each tenth
+    assert bench.thinned(rows, 10_000) is rows
+
+
 def test_what_other_stores_need_is_asked_for_by_name() -> None:
     chosen, absent = bench.choose()
     assert not set(chosen) & set(absent)
