@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.retrieval import bench
-from llm_unlearn.retrieval.bench import measure, residue
+from llm_unlearn.retrieval.bench import life, measure, residue
 from llm_unlearn.retrieval.embedding import Floats
 
 
@@ -119,3 +121,12 @@ def test_vectors_are_checked(tmp_path: Path) -> None:
             bench.load_vectors(tmp_path / f"{name}.npy")
     np.save(tmp_path / "c", bench.synthetic(1000, 8))
     assert bench.load_vectors(tmp_path / "c.npy").shape == (1000, 8)
+
+
+def test_the_peak_of_a_child_is_its_own() -> None:
+    """The parent holds 400 MiB when it starts the child, which holds far less."""
+    held = np.ones(50 << 20, np.float64)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        peak = pool.submit(life._peak).result()
+    assert 10 < peak < held.nbytes / 2**20
