@@ -76,7 +76,7 @@ class Exports:
 
     @staticmethod
     def create_table(database: Database) -> None:
-        """Make the table in a new workspace."""
+        """Make the table where it is not yet."""
         with database.transaction() as connection:
             connection.execute(_TABLE)
 
@@ -87,6 +87,9 @@ class Exports:
             Damaged: an entry is not what was written.
         """
         with self._database.reading() as connection:
+            table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'exports'"
+            if connection.execute(table).fetchone() is None:
+                return []  # made before exports were registered, and not written to since
             rows = connection.execute(
                 "SELECT number, slot, sealed FROM exports ORDER BY number"
             ).fetchall()

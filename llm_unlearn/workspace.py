@@ -440,7 +440,10 @@ class Workspace:
                 f"{opened.path} cannot be written.", "Give this user write access."
             )
         with WriterLock(opened.path / "lock"):
+            from llm_unlearn.exports import Exports
+
             opened.vault.sweep()
+            Exports.create_table(opened.database)
             opened.checkpoints.sweep()
             if resuming:
                 from llm_unlearn.takedown.machine import Takedowns

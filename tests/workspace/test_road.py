@@ -324,3 +324,18 @@ def test_piecewise_ingest_keeps_what_it_took_in(make: Maker) -> None:
     whole = make("whole")
     whole.ingest(documents)
     assert answering_state(workspace)["store"] == answering_state(whole)["store"]
+
+
+def test_a_workspace_of_the_first_format_goes_on(make: Maker, tmp_path: Path) -> None:
+    """Without the register of exports and with format 1: planned, written to, taken down."""
+    workspace = make()
+    workspace.ingest([learned(i, f"s{i % 2}") for i in range(4)] + [stored(1, "t1")])
+    workspace.train()
+    with workspace.opened.database.transaction() as connection:
+        connection.execute("DROP TABLE exports")
+        connection.execute("PRAGMA user_version=1")
+    workspace.close()
+    with Workspace.open(tmp_path / "ws", keys=tmp_path / "ws-keys") as again:
+        assert len(again.plan_takedown(Request.internal(subject="s1")).removed) == 2
+        again.verify(again.takedown(subject="s1").receipt)
+        again.verify(again.takedown(subject="t1").receipt)
