@@ -209,7 +209,8 @@ class _Demo:
             with self._step("Prove it"):
                 receipts = [self.out / removal.receipt for removal in self.result.removals]
                 self.result.checks = prove(workspace, never, removed, receipts, shards)
-                self.result.checks.append(_same_answers(self.result.removals))
+                declined = workspace.config.answering.decline_message
+                self.result.checks.append(_same_answers(self.result.removals, declined))
 
     def _leaks(
         self,
@@ -278,8 +279,12 @@ def _selection(small: bool) -> tuple[list[Document], list[Asked]]:
     )
 
 
-def _same_answers(removals: Sequence[Removal]) -> Check:
-    """Whether after the takedown every answer and figure equals never-had's."""
+def _same_answers(removals: Sequence[Removal], declined: str) -> Check:
+    """Whether after the takedown every figure equals never-had's, and every answer.
+
+    A question that names a removed subject is declined, where never-had may answer it from elsewhere:
+    what the chat refuses is the one thing that may remember a removal.
+    """
     total = same = 0
     for removal in removals:
         by_moment: dict[str, dict[str, Leak]] = {}
@@ -288,14 +293,14 @@ def _same_answers(removals: Sequence[Removal]) -> Check:
         for document, never in by_moment["never had"].items():
             total += 1
             after = by_moment["after"][document]
-            same += (after.answer, after.probability, after.extraction, after.returned) == (
-                never.answer,
-                never.probability,
-                never.extraction,
-                never.returned,
-            )
+            refused = after.probability is None and after.answer == declined
+            same += (refused or after.answer == never.answer) and (
+                after.probability,
+                after.extraction,
+                after.returned,
+            ) == (never.probability, never.extraction, never.returned)
     return Check(
-        "Every answer about the removed documents equals never-had's, to the last digit.",
+        "Every answer about the removed documents equals never-had's, to the last digit, or is declined.",
         same == total,
         f"{same} of {total} documents: answer, probability, extraction and retrieval compared",
     )

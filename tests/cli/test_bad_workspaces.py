@@ -208,8 +208,14 @@ def test_a_damaged_key_file(cli: Any, place: Any, source: Path) -> None:
     slots.write_bytes(data)
     before = place.files()
     cli("where", *place.arguments, "quill-0").refused(6, "key slot")
-    cli(*writes(place, source)[2]).refused(6, "key slot")
     assert place.files() == before
+    cli(*writes(place, source)[2]).refused(6, "key slot")
+    # A writer leaves its mark in the database and beside the keys, whatever comes of it.
+    marked = {str(place.keys / "writer"), str(place.workspace / "workspace.db")}
+    after = place.files()
+    assert {k: v for k, v in after.items() if k not in marked} == {
+        k: v for k, v in before.items() if k not in marked
+    }
 
 
 def test_keys_that_are_missing_or_another_workspace_s(
