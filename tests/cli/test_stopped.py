@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+# A shell says 130 for both. Python ends itself by the signal, although the program has handled it,
+# when it came while an `exec` of a string ran, such as the making of a dataclass in an import.
+STOPPED = (130, -signal.SIGINT)
+
 
 def interrupt(process: subprocess.Popen[str], ready: Callable[[], bool]) -> tuple[str, str]:
     """Send a real SIGINT as soon as `ready` holds; returns what was printed."""
@@ -40,7 +44,7 @@ def test_ctrl_c_in_ingest_takes_nothing_in(
     log = place.workspace / "workspace.db-wal"
     process = cli.start("ingest", *place.arguments, source)
     out, err = interrupt(process, lambda: log.exists() and log.stat().st_size > 100_000)
-    assert process.returncode == 130, err
+    assert process.returncode in STOPPED, err
     assert out == ""
     assert err.splitlines() == [
         "error: Stopped. The workspace opens, and nothing accepted is lost."
@@ -61,7 +65,7 @@ def test_ctrl_c_in_train_keeps_what_is_built(cli: Any, untrained: Any) -> None:
     with contextlib.closing(listed):
         count = "SELECT count(*) FROM checkpoints"
         out, err = interrupt(process, lambda: listed.execute(count).fetchone() != (0,))
-    assert process.returncode == 130, err
+    assert process.returncode in STOPPED, err
     assert out == ""
     assert [line.startswith("error: Stopped.") for line in err.splitlines()] == [True]
     said = cli("status", *untrained.arguments, "--json").json
@@ -85,7 +89,7 @@ def test_ctrl_c_in_a_takedown_leaves_the_fence_and_resume_finishes(
         return seen[-1].startswith("disposed")
 
     _, err = interrupt(process, disposed)
-    assert process.returncode == 130, (seen, err)
+    assert process.returncode in STOPPED, (seen, err)
     assert "Traceback" not in err
     assert "accepted and no answer draws on the text" in err
     assert f"llm-unlearn resume {place.workspace}" in err
