@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,7 @@ def read_hits(vault: Vault, found: Sequence[Found]) -> list[Hit]:
                 score=score,
                 tags=note.meta.tags,
                 date=note.meta.date,
-                metadata=note.meta.metadata,
+                metadata=copy.deepcopy(note.meta.metadata),  # the caller may change it
             )
         )
     return hits

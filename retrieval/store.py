@@ -377,7 +377,6 @@ class Store:
         k: int = 5,
         diversity: float = 0.0,
         where: Where | None = None,
-        reranker: Reranker | None = None,
     ) -> list[Hit]:
         """As a dense `search`, for a vector (dim,) of any length but zero."""
         tests = access(groups, where, self.vault.mark)
@@ -485,8 +484,9 @@ class Store:
             except KeyDestroyed:
                 if self.vault.find(handle) == record:
                     return None  # deleted, its row not yet
-            except NotFound:
-                continue  # replaced meanwhile, or deleted
+            except Damaged:
+                if self.vault.find(handle) == record:
+                    raise  # not because it was replaced or deleted meanwhile
 
     def _fresh(self) -> LiveIndex:
         settings = self.settings

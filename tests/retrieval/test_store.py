@@ -115,6 +115,11 @@ def test_filters_by_date_and_metadata(store: Store) -> None:
     assert names(metadata={"none": 1}) == []
     (hit,) = store.search("red", groups=STAFF, where=Where(ids=["new"]))
     assert (hit.date, hit.metadata) == ("2000-01-01", {"page": 4, "by": ["Bo", "Cy"]})
+    hit.metadata["by"].append("Dee")
+    assert store.search("red", groups=STAFF, where=Where(ids=["new"]))[0].metadata["by"] == [
+        "Bo",
+        "Cy",
+    ]
     with pytest.raises(InputError, match="not a date"):
         Where(since="1999")  # type: ignore[arg-type]
 
