@@ -38,8 +38,8 @@ def verify(
         str | None,
         typer.Option(
             "--head",
-            metavar="N:DIGEST",
-            help="A head saved earlier, which the log must still hold.",
+            metavar="HEAD",
+            help="A head saved earlier (SIZE/ROOT), which the log must still begin with.",
         ),
     ] = None,
     later: Annotated[
@@ -48,12 +48,20 @@ def verify(
             "--later", metavar="FILE", help="A later receipt, which must follow this one."
         ),
     ] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option(
+            "--proof", metavar="FILE", help="In place of the log: the issuer's proof of its place."
+        ),
+    ] = None,
 ) -> None:
     """Check a receipt with the public key alone, its place in the log, and whose it is."""
     from llm_unlearn.takedown.verify import verify_receipt
 
-    held = verify_receipt(receipt, key, log=log, head=head, later=later, request=request)
-    saved = f"{held.head.number}:{held.head.digest}"
+    held = verify_receipt(
+        receipt, key, log=log, head=head, later=later, request=request, proof=proof
+    )
+    saved = str(held.head)
     out.result(
         {
             "holds": True,

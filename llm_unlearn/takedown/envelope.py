@@ -110,45 +110,47 @@ def load_public(path: Path) -> bytes:
     return key.public_bytes_raw()
 
 
-def sign(payload: Mapping[str, Any], seed: bytes) -> dict[str, Any]:
-    """Wrap `payload` in an envelope signed by the 32-byte `seed`.
+def sign(payload: Mapping[str, Any], seed: bytes, kind: str = PAYLOAD_TYPE) -> dict[str, Any]:
+    """Wrap `payload` of a type in an envelope signed by the 32-byte `seed`.
 
     Raises:
         rfc8785.CanonicalizationError: `payload` has no canonical form.
     """
     body = canonical(payload)
     key = Ed25519PrivateKey.from_private_bytes(seed)
-    signature = key.sign(pae(PAYLOAD_TYPE, body))
+    signature = key.sign(pae(kind, body))
     keyid = fingerprint(key.public_key().public_bytes_raw())
     return {
         "payload": base64.b64encode(body).decode(),
-        "payloadType": PAYLOAD_TYPE,
+        "payloadType": kind,
         "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
     }
 
 
-def open_envelope(data: bytes, public_key: bytes) -> dict[str, Any]:
+def open_envelope(data: bytes, public_key: bytes, wanted: str = PAYLOAD_TYPE) -> dict[str, Any]:
     """The payload of an envelope file, once everything about it has been checked.
 
     Args:
         data: the whole file.
         public_key: the 32-byte Ed25519 key to trust, from outside the envelope.
+        wanted: the type that the payload must have.
 
     Raises:
         VerificationFailed: too long, not JSON, trailing data, a duplicate key, not canonical,
             not an envelope, wrong payload type, wrong key, bad signature; one message each.
     """
-    envelope = _parse(data, "the receipt")
+    what = "receipt" if wanted == PAYLOAD_TYPE else "proof"
+    envelope = _parse(data, f"the {what}")
     kind, payload, keyid, signature = _fields(envelope)
-    if kind != PAYLOAD_TYPE:
+    if kind != wanted:
         raise VerificationFailed(
-            f"the envelope carries {_shown(kind)}, not a receipt ({PAYLOAD_TYPE}).",
-            "Give a receipt of this package.",
+            f"the envelope carries {_shown(kind)}, not a {what} ({wanted}).",
+            f"Give a {what} of this package.",
         )
     expected = fingerprint(public_key)
     if keyid != expected:
         raise VerificationFailed(
-            f"the receipt is signed by the key {_shown(keyid[:16])}, and the key given is "
+            f"the {what} is signed by the key {_shown(keyid[:16])}, and the key given is "
             f"{expected[:16]}.",
             "Get the right public key from the issuer; never take one from the receipt.",
         )
@@ -156,7 +158,7 @@ def open_envelope(data: bytes, public_key: bytes) -> dict[str, Any]:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, pae(kind, payload))
     except InvalidSignature as error:
         raise VerificationFailed(
-            "the signature does not match the receipt's contents.", _ASK_AGAIN
+            f"the signature does not match the {what}'s contents.", _ASK_AGAIN
         ) from error
     return _parse(payload, "the signed payload")
 

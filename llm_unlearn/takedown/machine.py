@@ -287,10 +287,12 @@ class Takedowns:
     def _receipt(self, case: Case, scan: receipts.Scan | None) -> receipts.Receipt:
         opened = self._opened
         head = receipts.chain_head(opened.path / "receipts")
+        tree = receipts.log_tree(opened.path / "receipts")
         recipe = opened.saved_recipe()
         return receipts.build_receipt(
             number=head.number + 1,
             previous=head.digest,
+            log=receipts.LogPlace(size=len(tree.leaves), root=tree.root().hex()),
             request=receipts.commit_request(
                 bytes.fromhex(case.salt),
                 kind=case.kind,

@@ -1,8 +1,9 @@
 """A receipt of one takedown: how it is built, committed, written and chained.
 
 Guarantees: building and writing are pure functions of their arguments, so a takedown that resumes
-writes the same bytes. Receipts form a chain: each holds the SHA-256 of the one before, and a file
-once written is never replaced. What is asked and what is gone appears only as HMAC-SHA256
+writes the same bytes. Receipts form a chain and a Merkle log: each holds the SHA-256 of the one
+before and the root over all before (`merkle`), and a file once written is never replaced. What is
+asked and what is gone appears only as HMAC-SHA256
 commitments under a salt that is not in the receipt. The schema is `schema`.
 
 Does not guarantee: that the numbers are true. The signature says who vouches for them (`envelope`);
@@ -25,6 +26,7 @@ from typing import Any, Final, Literal, NamedTuple
 from llm_unlearn.errors import Damaged, InputError
 from llm_unlearn.files import write_atomic
 from llm_unlearn.takedown.envelope import canonical, sign
+from llm_unlearn.takedown.merkle import EMPTY, Tree, leaf_hash
 from llm_unlearn.takedown.schema import (
     VERSION,
     AdapterDigest,
@@ -34,6 +36,7 @@ from llm_unlearn.takedown.schema import (
     Closure,
     Copy,
     Done,
+    LogPlace,
     Probe,
     Receipt,
     RequestCommitments,
@@ -46,6 +49,7 @@ from llm_unlearn.takedown.schema import (
 
 __all__ = [
     "LIMITS",
+    "NO_LOG",
     "NO_PREVIOUS",
     "SALT_BYTES",
     "VERSION",
@@ -57,6 +61,7 @@ __all__ = [
     "Copy",
     "Done",
     "Head",
+    "LogPlace",
     "Probe",
     "Receipt",
     "RequestCommitments",
@@ -72,6 +77,7 @@ __all__ = [
     "commit_request",
     "commit_state",
     "decimal",
+    "log_tree",
     "receipt_digest",
     "timestamp",
     "write_receipt",
@@ -79,6 +85,8 @@ __all__ = [
 
 NO_PREVIOUS: Final = "0" * 64
 """`previous` of the first receipt of a chain."""
+NO_LOG: Final = LogPlace(size=0, root=EMPTY.hex())
+"""`log` of the first receipt."""
 SALT_BYTES: Final = 32
 
 _DIGITS: Final = 6
@@ -181,6 +189,7 @@ def build_receipt(
     probes: Sequence[Probe] | None,
     copies: Sequence[Copy] = (),
     waiting: int = 0,
+    log: LogPlace = NO_LOG,
 ) -> Receipt:
     """Put a receipt together; the outcome and what it does not prove follow from the rest.
 
@@ -190,6 +199,7 @@ def build_receipt(
         scan: None says "not scanned".
         probes: None says "not probed".
         waiting: slices of the touched shards that were not trained again.
+        log: the log before this receipt: `log_tree`.
     """
     deleted = done.documents_deleted.store + done.documents_deleted.corpus
     outcome: Literal["removed", "held", "nothing found"] = "removed"
@@ -201,6 +211,8 @@ def build_receipt(
         version=VERSION,
         number=number,
         previous=previous,
+        log=log,
+        decision="partly accepted" if closure.review.declined else "accepted",
         outcome=outcome,
         request=request,
         times=times,
@@ -243,8 +255,20 @@ def _limits_of_this(
     if owed:
         limits.append(f"That all registered copies are gone: {owed} still owed.")
     if closure.review.open:
+        fenced = closure.review.fenced
         limits.append(
-            f"That no paraphrase is left: {closure.review.open} possible ones await a decision."
+            f"That no paraphrase is left: {closure.review.open} possible ones await a decision"
+            + (f"; until then {fenced} of them answer nothing." if fenced else ".")
+        )
+    if closure.review.declined:
+        limits.append(
+            f"That all that was asked for is gone: {closure.review.declined} documents were not accepted "
+            "and are served on."
+        )
+    named = closure.mentions.store + closure.mentions.corpus
+    if named:
+        limits.append(
+            f"That the subject is named nowhere: {named} documents of others hold the name and stay."
         )
     if done.documents_held:
         limits.append(
@@ -281,6 +305,14 @@ def chain_head(directory: Path) -> Head:
         return Head(0, NO_PREVIOUS)
     last = max(names)
     return Head(int(last[:8]), receipt_digest((directory / last).read_bytes()))
+
+
+def log_tree(directory: Path) -> Tree:
+    """The Merkle log of the receipts in `directory`, by number; checks nothing."""
+    if not directory.is_dir():
+        return Tree()
+    names = sorted(path.name for path in directory.iterdir() if _NUMBERED.fullmatch(path.name))
+    return Tree([leaf_hash((directory / name).read_bytes()) for name in names])
 
 
 def write_receipt(directory: Path, receipt: Receipt, seed: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""The schema of a receipt, version 1: what it says, field by field.
+"""The schema of a receipt, version 2: what it says, field by field. Version 1 is still read.
 
 Guarantees: a receipt names nobody, by construction of its fields: counts, times, digests of what
 remains and salted commitments; the two fields of free text (`Copy.label`, `Scan.searched`) are the
@@ -11,11 +11,20 @@ docs/receipt.md is generated from here: each class and each field says what it m
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-VERSION: Final = 1
+VERSION: Final = 2
+READABLE: Final = (1, 2)
+"""Versions that are verified; receipts are written in the last."""
 
 
 def _is_date(value: str) -> str:
@@ -83,11 +92,19 @@ class ByFate(_Part):
 
 
 class Review(_Part):
-    """What people decided about the flagged documents."""
+    """What people decided."""
 
-    removed: Count = Field(0, description="found to be copies and removed")
-    kept: Count = Field(0, description="found not to be copies and served again")
-    open: Count = Field(0, description="not decided yet; left as they were")
+    removed: Count = Field(0, description="flagged, found to be copies and removed")
+    kept: Count = Field(0, description="flagged, found not to be copies, and served on")
+    open: Count = Field(0, description="not decided yet")
+    fenced: Count = Field(
+        0, description="of the open ones, those that answer nothing until decided (version 2)"
+    )
+    declined: Count = Field(
+        0,
+        description="named by the request or found to be copies, but not accepted: served again, "
+        "the claimant was told why (version 2)",
+    )
 
 
 class Closure(_Part):
@@ -101,7 +118,12 @@ class Closure(_Part):
     near_duplicate: ByFate = Field(description="the same text with changes")
     quotation: ByFate = Field(description="documents that quote it, or that it quotes, at length")
     flagged: ByFate = Field(description="possible paraphrases, for people to decide")
-    review: Review = Field(description="their decisions")
+    mentions: ByFate = Field(
+        ByFate(),
+        description="documents of others that hold the subject's name: shown to people, left as "
+        "they were (version 2)",
+    )
+    review: Review = Field(description="what people decided")
 
 
 class Checkpoint(_Part):
@@ -136,6 +158,9 @@ class Done(_Part):
     checkpoints: tuple[Checkpoint, ...] = Field((), description="checkpoints disposed of")
     disposal: Line = Field(description="how: what was overwritten, removed, and in what order")
     shards: tuple[Shard, ...] = Field((), description="shards rolled back and retrained")
+    together: int = Field(
+        1, ge=1, description="requests carried out at once, this one included (version 2)"
+    )
 
 
 class AdapterDigest(_Part):
@@ -197,13 +222,26 @@ class Copy(_Part):
     due: Day | None = Field(None, description="the day by which it is owed")
 
 
+class LogPlace(_Part):
+    """The log as it stood before this receipt: RFC 9162's root over the files of all receipts before."""
+
+    size: Count = Field(description="how many receipts: one less than `number`")
+    root: Digest = Field(description="root of their Merkle tree; a leaf is a receipt's whole file")
+
+
 class Receipt(_Part):
     """The signed account of one takedown."""
 
-    version: Literal[1] = Field(description="version of this schema")
+    version: Literal[1, 2] = Field(description="version of this schema")
     number: int = Field(ge=1, lt=10**8, description="place in the chain, from 1 without gaps")
     previous: Digest = Field(
         description="SHA-256 of the file of the receipt before; 64 zeros in the first"
+    )
+    log: LogPlace | None = Field(
+        None, description="the log before it (version 2; null in version 1)"
+    )
+    decision: Literal["accepted", "partly accepted"] = Field(
+        "accepted", description="whether all of the request was accepted (version 2)"
     )
     outcome: Literal["removed", "held", "nothing found"] = Field(
         description="removed; held (a legal hold keeps ciphertext and key, but not use); or no "
@@ -223,3 +261,16 @@ class Receipt(_Part):
     does_not_prove: tuple[Line, ...] = Field(
         min_length=1, description="what must not be read into this receipt"
     )
+
+    @model_validator(mode="after")
+    def _of_its_version(self) -> Self:
+        if self.version == 1:
+            later = self.model_fields_set & {"log", "decision"}
+            later |= self.closure.model_fields_set & {"mentions"}
+            later |= self.closure.review.model_fields_set & {"fenced", "declined"}
+            later |= self.done.model_fields_set & {"together"}
+            if later:
+                raise ValueError(f"version 1 has no field {min(later)}")
+        elif self.log is None or self.log.size != self.number - 1:
+            raise ValueError("log must be that of the receipts before this one")
+        return self

@@ -1,16 +1,17 @@
 """Check a receipt with nothing but the receipt, the public key and, if given, the log.
 
 Guarantees: what `verify_receipt` returns was signed by the given key and is unchanged; with a log,
-that the receipt stands in one unbroken chain from number 1 (no gap, no fork), and with a saved head
-or a later receipt, that the log has neither lost nor replaced anything up to it; with a request
+that the receipt stands in one unbroken chain from number 1 (no gap, no fork) whose Merkle roots are
+those that its receipts name, and with a saved head or a later receipt, that the log has neither lost
+nor replaced anything up to it; with a proof in place of the log, the same (`proof`); with a request
 reference, that the receipt answers that request. Each failure has its own message. Everything is
 read and nothing is written.
 
 Does not guarantee: that the operator's statements are true (`Receipt.does_not_prove`), nor, with no
 saved head or later receipt, that the log's newest receipts were not cut off.
 
-Imports the standard library, cryptography, rfc8785, pydantic and this package's errors, envelope
-and receipt: an auditor needs no model and no index.
+Imports the standard library, cryptography, rfc8785, pydantic and this package's errors, files and the
+modules of receipt and log: an auditor needs no model and no index.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from pydantic import ValidationError
 
 from llm_unlearn.errors import InputError, NotFound, VerificationFailed
 from llm_unlearn.takedown.envelope import MAX_BYTES, fingerprint, load_public, open_envelope
+from llm_unlearn.takedown.merkle import Tree, leaf_hash
+from llm_unlearn.takedown.proof import LogHead, check_proof, parse_head
 from llm_unlearn.takedown.receipt import (
     NO_PREVIOUS,
     SALT_BYTES,
-    VERSION,
     Head,
     Receipt,
     commit,
     receipt_digest,
 )
+from llm_unlearn.takedown.schema import READABLE, VERSION
 
 _REFERENCE: Final = re.compile(r"(.+)#([0-9a-f]{64})", re.DOTALL)
 _HEAD: Final = re.compile(r"([1-9]\d{0,7}):([0-9a-f]{64})")
@@ -56,23 +59,26 @@ class Verified:
         digest: SHA-256 of the file, hex; with the number it is a `head` to save.
         key: fingerprint of the public key, hex.
         lines: what was checked, for people, in order.
+        log_head: the head of the log or proof that was given; what an auditor keeps.
     """
 
     receipt: Receipt
     digest: str
     key: str
     lines: tuple[Check, ...]
+    log_head: LogHead | None = None
 
     @property
-    def head(self) -> Head:
-        """What to save in order to notice, later, that the log lost this receipt."""
-        return Head(self.receipt.number, self.digest)
+    def head(self) -> Head | LogHead:
+        """What to save in order to notice, later, that the log lost this receipt, or any before it."""
+        return self.log_head or Head(self.receipt.number, self.digest)
 
 
 class _Read(NamedTuple):
     path: Path
     receipt: Receipt
     digest: str
+    leaf: bytes
 
 
 def request_reference(id: str, salt: bytes) -> str:
@@ -91,6 +97,7 @@ def verify_receipt(
     head: str | None = None,
     later: Path | None = None,
     request: str | None = None,
+    proof: Path | None = None,
 ) -> Verified:
     """Check one receipt and, as far as given, its place in the log and the request it answers.
 
@@ -98,16 +105,18 @@ def verify_receipt(
         path: the receipt.
         public_key_path: PEM file of the key to trust.
         log: directory of receipts (all its `*.json`), which must hold the receipt.
-        head: `NUMBER:DIGEST` saved earlier (`Verified.head`); the log must still reach it.
-        later: a receipt issued after this one; the log must hold it. Without a log it must be the
-            very next one.
+        head: saved earlier (`Verified.head`), `SIZE/ROOT` of a log or `NUMBER:DIGEST` of a receipt; the
+            log must still begin with it.
+        later: a receipt issued after this one; the log must hold it. Without a log or proof it must be
+            the very next one.
         request: the claimant's reference, `ID#SALT` (`request_reference`).
+        proof: in place of the log, the issuer's proof that the receipt stands in it.
 
     Raises:
         VerificationFailed: something does not hold; the message says what.
         KeysMissing, Damaged: the public key file is missing or is none.
         NotFound: the receipt or the log is not there.
-        InputError: `head` or `request` is not of that form, or `head` was given without a log.
+        InputError: `head` or `request` is not of that form, or `head` was given without log and proof.
     """
     key = load_public(public_key_path)
     found = _read(path, key)
@@ -120,14 +129,20 @@ def verify_receipt(
     ]
     if request is not None:
         lines.append(_check_request(receipt, request))
+    after = _read(later, key) if later is not None else None
+    top: LogHead | None = None
     if log is not None:
-        after = _read(later, key) if later is not None else None
-        lines += _check_log(found, _read_log(log, key), log, head, after)
-    elif head is not None:
-        raise InputError("a saved head says nothing without the log.", "Give the log as well.")
-    elif later is not None:
-        lines.append(_check_next(found, _read(later, key)))
-    return Verified(receipt, found.digest, fingerprint(key), tuple(lines))
+        checked, top = _check_log(found, _read_log(log, key), log, head, after)
+        lines += checked
+    if proof is not None:
+        checked, top = _check_proof(found, proof, key, head, after)
+        lines += checked
+    if log is None and proof is None:
+        if head is not None:
+            raise InputError("a saved head says nothing without the log.", "Give the log as well.")
+        if after is not None:
+            lines.append(_check_next(found, after))
+    return Verified(receipt, found.digest, fingerprint(key), tuple(lines), top)
 
 
 def _read(path: Path, key: bytes) -> _Read:
@@ -143,9 +158,9 @@ def _read(path: Path, key: bytes) -> _Read:
         payload = open_envelope(data, key)
     except VerificationFailed as error:
         raise VerificationFailed(f"{path}: {error.problem}", error.remedy) from error
-    if payload.get("version") != VERSION:
+    if payload.get("version") not in READABLE:
         raise VerificationFailed(
-            f"{path}: the receipt's schema is not version {VERSION}.",
+            f"{path}: the receipt's schema is not version {VERSION} or an earlier one.",
             "Verify it with the version of this package that wrote it.",
         )
     try:
@@ -154,10 +169,10 @@ def _read(path: Path, key: bytes) -> _Read:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise VerificationFailed(
-            f"{path}: signed, but not a receipt of schema {VERSION}: {where}: {first['msg']}.",
+            f"{path}: signed, but not a receipt of its schema: {where}: {first['msg']}.",
             "Ask the issuer: their software wrote something else.",
         ) from error
-    return _Read(path, receipt, receipt_digest(data))
+    return _Read(path, receipt, receipt_digest(data), leaf_hash(data))
 
 
 def _clock(receipt: Receipt) -> Check:
@@ -205,17 +220,19 @@ def _read_log(log: Path, key: bytes) -> dict[int, _Read]:
 
 def _check_log(
     presented: _Read, found: dict[int, _Read], log: Path, head: str | None, later: _Read | None
-) -> list[Check]:
-    """The chain from number 1 to its end, and that it holds what it must."""
-    wanted = [(presented.receipt.number, presented.digest, f"the receipt {presented.path.name}")]
+) -> tuple[list[Check], LogHead]:
+    """The chain from number 1 to its end, its roots, and that it holds what it must."""
+    wanted: list[tuple[int, str | None, str]] = [
+        (presented.receipt.number, presented.digest, f"the receipt {presented.path.name}")
+    ]
+    root: LogHead | None = None
     if head is not None:
         form = _HEAD.fullmatch(head)
         if form is None:
-            raise InputError(
-                f"the saved head {head[:80]!a} is not of the form NUMBER:DIGEST.",
-                "Give it as `verify` printed it.",
-            )
-        wanted.append((int(form[1]), form[2], "the saved head"))
+            root = parse_head(head)
+            wanted.append((root.size, None, "the saved head"))
+        else:
+            wanted.append((int(form[1]), form[2], "the saved head"))
     if later is not None:
         if later.receipt.number <= presented.receipt.number:
             raise InputError(
@@ -233,12 +250,12 @@ def _check_log(
                 f"{number}.",
                 "Ask the issuer for the whole log.",
             )
-        if number in found and found[number].digest != digest:
+        if digest is not None and number in found and found[number].digest != digest:
             raise VerificationFailed(
                 f"the log {log} is forked: its receipt {number} is not {what}.",
                 "The issuer told two stories; keep both files as evidence.",
             )
-    previous = NO_PREVIOUS
+    previous, tree = NO_PREVIOUS, Tree()
     for number in range(1, last + 1):
         if number not in found:
             raise VerificationFailed(
@@ -246,10 +263,48 @@ def _check_log(
                 "Ask the issuer for the whole log.",
             )
         _check_link(found[number], previous)
+        _check_root(found[number], tree)
         previous = found[number].digest
+        tree.append(found[number].leaf)
+        if root is not None and number == root.size and tree.root().hex() != root.root:
+            raise VerificationFailed(
+                f"the log {log} is forked: its first {number} receipts do not make the saved head.",
+                "The issuer told two stories; keep both as evidence.",
+            )
     lines = [Check("log", f"{last} receipts in one chain, without gap or fork")]
     lines += [Check("log", f"holds {what} as number {number}") for number, _, what in wanted]
-    return lines
+    return lines, LogHead(last, tree.root().hex())
+
+
+def _check_root(read: _Read, before: Tree) -> None:
+    """A receipt names the root of the log before it (schema 2)."""
+    said = read.receipt.log
+    if said is not None and said.root != before.root().hex():
+        raise VerificationFailed(
+            f"receipt {read.receipt.number} names another log before it than the one given.",
+            "A receipt before it was replaced after the fact, or the issuer told two stories.",
+        )
+
+
+def _check_proof(
+    presented: _Read, path: Path, key: bytes, head: str | None, later: _Read | None
+) -> tuple[list[Check], LogHead]:
+    """The receipt's place in the log, and that the log begins with what was seen of it before."""
+    heads: list[tuple[LogHead, str]] = []
+    if head is not None:
+        if _HEAD.fullmatch(head):
+            raise InputError("a head of one receipt says nothing of a proof.", "Give the log.")
+        heads.append((parse_head(head), "the saved head"))
+    if later is not None:
+        if later.receipt.log is None:
+            raise InputError(f"{later.path} names no log (schema 1).", "Give the log itself.")
+        place = later.receipt.log
+        heads.append((LogHead(place.size, place.root), f"the log before {later.path.name}"))
+    number = presented.receipt.number
+    top = check_proof(path, key, number=number, leaf=presented.leaf, heads=heads)
+    lines = [Check("proof", f"stands in the log of {top.size} receipts as number {number}")]
+    lines += [Check("proof", f"the log begins with {what}") for _, what in heads]
+    return lines, top
 
 
 def _check_link(read: _Read, previous: str) -> None:

@@ -15,6 +15,7 @@ from llm_unlearn.takedown.receipt import (
     Closure,
     Copy,
     Done,
+    LogPlace,
     Probe,
     Receipt,
     Review,
@@ -28,6 +29,7 @@ from llm_unlearn.takedown.receipt import (
     commit_request,
     commit_state,
     decimal,
+    log_tree,
     write_receipt,
 )
 
@@ -118,7 +120,9 @@ def receipt() -> Callable[..., Receipt]:
             ],
             "copies": [Copy(kind="backup", label="nightly", status="owed", due="2031-02-28")],
         }
-        return build_receipt(**(arguments | changes))
+        given = arguments | changes
+        given.setdefault("log", LogPlace(size=given["number"] - 1, root="8" * 64))
+        return build_receipt(**given)
 
     return build
 
@@ -130,10 +134,11 @@ def log(tmp_path: Path, receipt: Callable[..., Receipt]) -> Callable[..., Path]:
     def write(name: str, count: int, *, mark: str = "nightly") -> Path:
         directory = tmp_path / name
         for _ in range(count):
-            head = chain_head(directory)
+            head, tree = chain_head(directory), log_tree(directory)
             made = receipt(
                 number=head.number + 1,
                 previous=head.digest,
+                log=LogPlace(size=len(tree.leaves), root=tree.root().hex()),
                 copies=[Copy(kind="backup", label=mark, status="done")],
             )
             write_receipt(directory, made, SEED)

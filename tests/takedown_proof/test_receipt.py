@@ -101,7 +101,10 @@ def test_times_are_utc() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 3),
+        ("version", 1),
+        ("log", None),
+        ("log", {"size": 1, "root": "0" * 64}),
         ("number", 0),
         ("number", "1"),
         ("previous", "0" * 63),

@@ -14,7 +14,8 @@ import pytest
 
 from llm_unlearn.errors import Damaged, InputError, KeysMissing, NotFound, VerificationFailed
 from llm_unlearn.takedown.envelope import canonical, public_pem, sign
-from llm_unlearn.takedown.receipt import Receipt, Times, write_receipt
+from llm_unlearn.takedown.proof import LogHead, write_proof
+from llm_unlearn.takedown.receipt import LogPlace, Receipt, Times, log_tree, write_receipt
 from llm_unlearn.takedown.verify import request_reference, verify_receipt
 
 Build = Callable[..., Receipt]
@@ -73,16 +74,26 @@ def test_what_is_wrong_with_a_log(
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(directory, copy)
         change(copy)
+        shown = given.pop("receipt", number(directory, 2))
         with pytest.raises(VerificationFailed, match=match) as caught:
-            verify_receipt(number(directory, 2), public, log=copy, **given)  # type: ignore[arg-type]
+            verify_receipt(shown, public, log=copy, **given)  # type: ignore[arg-type]
         return caught.value.problem
 
     def reissue(copy: Path) -> None:
         """Receipt 3 says something else, in its place and under the right key."""
         previous = verify_receipt(number(copy, 2), public).digest
-        made = receipt(number=3, previous=previous, scan=None)
+        place = verify_receipt(number(copy, 3), public).receipt.log
+        made = receipt(number=3, previous=previous, log=place, scan=None)
         number(copy, 3).write_bytes(canonical(sign(made.model_dump(mode="json"), seed)))
 
+    def other_root(copy: Path) -> None:
+        """Receipt 3, the last one, is as it was but for the root that it names."""
+        remove(copy, 4)
+        previous = verify_receipt(number(copy, 2), public).digest
+        made = receipt(number=3, previous=previous, log=LogPlace(size=2, root="9" * 64))
+        number(copy, 3).write_bytes(canonical(sign(made.model_dump(mode="json"), seed)))
+
+    root = verify_receipt(number(directory, 1), public, log=directory).head
     last = number(directory, 4)
     said = {
         refused("truncated: it ends at receipt 1", lambda c: remove(c, 2, 3, 4)),
@@ -118,9 +129,107 @@ def test_what_is_wrong_with_a_log(
         ),
         refused("00000003.json: .*not in canonical", lambda c: damage(number(c, 3))),
         refused("chain is broken at receipt 4", reissue),
+        refused("receipt 3 names another log before it", other_root),
+        refused(
+            "forked: its first 4 receipts do not make the saved head",
+            lambda c: shutil.copytree(other, c, dirs_exist_ok=True),
+            head=str(root),
+            receipt=number(other, 2),
+        ),
+        refused(
+            "truncated: it ends at receipt 3, and the saved head",
+            lambda c: remove(c, 4),
+            head=str(root),
+        ),
         refused("truncated: it ends at receipt 0", lambda c: remove(c, 1, 2, 3, 4)),
     }
     assert len(said) >= 12
+
+
+def test_a_proof_in_place_of_the_log(log: Log, public: Path, seed: bytes, tmp_path: Path) -> None:
+    """The auditor has one receipt, the key, a saved head and a file from the operator."""
+    directory, other = log("log", 3), log("other", 7, mark="weekly")
+    first = number(directory, 1)
+    saved = verify_receipt(first, public, log=directory).log_head
+    assert saved is not None
+    log("log", 4)
+    late = number(directory, 6)
+    proof = tmp_path / "proof.json"
+    head = write_proof(directory, 2, proof, seed, since=saved)
+    second = number(directory, 2)
+    held = verify_receipt(second, public, proof=proof, head=str(saved))
+    assert held.head == head == verify_receipt(first, public, log=directory).head
+    assert [line.check for line in held.lines[-2:]] == ["proof", "proof"]
+
+    def refused(
+        match: str, path: Path, kind: type[Exception] = VerificationFailed, **given: object
+    ) -> None:
+        given.setdefault("receipt", second)
+        shown = given.pop("receipt")
+        with pytest.raises(kind, match=match):
+            verify_receipt(shown, public, proof=path, **given)  # type: ignore[arg-type]
+
+    refused("proves receipt 2, not 1", proof, receipt=first)
+    refused("is not in the log of this proof", proof, receipt=number(other, 2))
+    refused("does not begin with the saved head", proof, head=f"3/{'0' * 64}")
+    refused("ends at receipt 7, and the saved head", proof, head=f"9/{'0' * 64}")
+    refused("Ask the issuer for a proof since 6/", proof, InputError, head=f"6/{'0' * 64}")
+    refused("a proof since 5/", proof, InputError, later=late)
+    refused("head of one receipt", proof, InputError, head=f"3:{'0' * 64}")
+    refused("cannot be read", tmp_path / "none", NotFound)
+    since = verify_receipt(late, public).receipt.log
+    assert since is not None
+    again = tmp_path / "again.json"
+    write_proof(directory, 2, again, seed, since=LogHead(since.size, since.root))
+    verify_receipt(second, public, proof=again, later=late)
+    refused("does not begin with the log before 00000006", again, later=number(other, 6))
+    forged = tmp_path / "forged.json"
+    write_proof(directory, 2, forged, bytes(32))
+    refused("the proof is signed by the key", forged)
+    refused("not a proof", second)
+    with pytest.raises(VerificationFailed, match="not a receipt"):
+        verify_receipt(proof, public)
+    with pytest.raises(InputError, match="there already"):
+        write_proof(directory, 2, proof, seed)
+    with pytest.raises(NotFound, match="ends at receipt 7"):
+        write_proof(directory, 8, tmp_path / "no.json", seed)
+    changed = bytearray(proof.read_bytes())
+    for at in range(0, len(changed), 7):
+        forged.write_bytes(bytes([*changed[:at], changed[at] ^ 1, *changed[at + 1 :]]))
+        refused("forged", forged)
+
+
+def test_a_receipt_of_the_first_schema_still_verifies(
+    receipt: Build, seed: bytes, public: Path, tmp_path: Path
+) -> None:
+    """Written by version 0.2.0's schema: the later fields are absent; given, they are refused."""
+    said = receipt().model_dump(mode="json")
+    del said["log"], said["decision"], said["done"]["together"], said["closure"]["mentions"]
+    del said["closure"]["review"]["fenced"], said["closure"]["review"]["declined"]
+    said["version"] = 1
+    path = tmp_path / "log" / "00000001.json"
+    path.parent.mkdir()
+    path.write_bytes(canonical(sign(said, seed)))
+    head = verify_receipt(path, public).head
+    previous = receipt(number=2, previous=head.digest, log=_place(path))  # type: ignore[union-attr]
+    write_receipt(path.parent, previous, seed)
+    held = verify_receipt(path, public, log=path.parent, head=str(head))
+    assert (held.receipt.version, held.receipt.log) == (1, None)
+    for part, field, value in (
+        (said, "decision", "accepted"),
+        (said["done"], "together", 2),
+        (said["closure"]["review"], "declined", 1),
+    ):
+        part[field] = value
+        path.write_bytes(canonical(sign(said, seed)))
+        with pytest.raises(VerificationFailed, match=f"version 1 has no field {field}"):
+            verify_receipt(path, public)
+        del part[field]
+
+
+def _place(path: Path) -> LogPlace:
+    tree = log_tree(path.parent)
+    return LogPlace(size=len(tree.leaves), root=tree.root().hex())
 
 
 def remove(directory: Path, *numbers: int) -> None:
@@ -156,7 +265,7 @@ def test_a_later_receipt_without_the_log(log: Log, public: Path) -> None:
         verify_receipt(number(directory, 2), public, later=first, log=directory)
     with pytest.raises(InputError, match="says nothing without the log"):
         verify_receipt(first, public, head="1:" + "0" * 64)
-    with pytest.raises(InputError, match="NUMBER:DIGEST"):
+    with pytest.raises(InputError, match="SIZE/ROOT"):
         verify_receipt(first, public, head="one", log=directory)
 
 
@@ -201,8 +310,8 @@ def test_signed_but_not_a_receipt(
     path = tmp_path / "odd.json"
     good = receipt().model_dump(mode="json")
     for payload, match in (
-        (good | {"version": 2}, "schema is not version 1"),
-        ({}, "schema is not version 1"),
+        (good | {"version": 3}, "schema is not version 2"),
+        ({}, "schema is not version 2"),
         (good | {"number": "1"}, "number: "),
         (good | {"extra": 1}, "extra: "),
     ):
