@@ -15,6 +15,7 @@ import typer
 
 from llm_unlearn.cli import (
     benches,
+    comparing,
     demos,
     documents,
     foreign,
@@ -39,6 +40,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (learning.train, (5, 6, 9)),
     (learning.ask, (3, 5, 6, 7, 9)),
     (forgetting.forget, (3, 4, 5, 6, 8, 9)),
+    (comparing.compare, (3, 4, 5, 6, 8, 9)),
     (takedowns.takedown, (3, 4, 5, 6, 9)),
     (takedowns.resume, (5, 6, 9)),
     (receipts.verify, (3, 4, 6, 8)),

@@ -19,7 +19,8 @@ MEANING: Final[dict[int, str]] = {
     5: "the workspace: missing, locked, read-only, newer; or retraining waits",
     6: "a file is damaged, or the keys are missing",
     7: "access denied: no group was given",
-    8: "a receipt, an audited shard, a claim of the demo, or a forgetting run does not hold",
+    8: "a receipt, an audited shard, a claim of the demo, a comparison or a forgetting run does "
+    "not hold",
     9: "the machine: disk full, no such model, a package is missing",
     STOPPED: "stopped by you: Ctrl-C, or the plan was not confirmed",
     CLOSED_PIPE: "whoever read the output stopped reading",

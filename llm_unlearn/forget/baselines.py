@@ -22,7 +22,22 @@ from llm_unlearn.retrieval.embedding import Embedder, Floats, encode
 def in_context(
     tokenizer: Any, question: str, forget: Sequence[Document], retain: Sequence[Document]
 ) -> list[int]:
-    """The prompt's token ids: forgotten questions answered wrongly, kept ones rightly, then the question.
+    """The token ids of `in_context_turns`, up to where the assistant speaks.
+
+    Raises:
+        ValueError: as there.
+    """
+    turns = in_context_turns(question, forget, retain)
+    ids: list[int] = tokenizer(render(tokenizer, turns, prompt=True), add_special_tokens=False)[
+        "input_ids"
+    ]
+    return ids
+
+
+def in_context_turns(
+    question: str, forget: Sequence[Document], retain: Sequence[Document]
+) -> list[Message]:
+    """Forgotten questions answered wrongly, kept ones rightly, then the question.
 
     The wrong answer of each is that of the next, so a single document needs another's.
 
@@ -39,11 +54,7 @@ def in_context(
         turns += [asked, wrong]
     for document in retain:
         turns += _turns(document)
-    turns.append(Message(role="user", content=question))
-    ids: list[int] = tokenizer(render(tokenizer, turns, prompt=True), add_special_tokens=False)[
-        "input_ids"
-    ]
-    return ids
+    return [*turns, Message(role="user", content=question)]
 
 
 def system_prompt(subjects: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
@@ -125,6 +126,32 @@ class AdapterHost:
             else:
                 self.load(state)
                 yield
+
+    @contextmanager
+    def merged(self, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Hold the base model with the adapter's product added to its own weights, in its own precision.
+
+        What a user has who merges before shipping or quantizing; the weights are put back bit for bit.
+        """
+        if state is None:
+            with self.using(None):
+                yield
+            return
+        with self.using(state):
+            layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+            saved = []
+            try:
+                with torch.no_grad():
+                    for layer in layers:
+                        weight = layer.get_base_layer().weight
+                        saved.append((weight, weight.detach().clone()))
+                        weight.copy_(weight.float() + layer.get_delta_weight("default"))
+                with self.model.disable_adapter():
+                    yield
+            finally:
+                with torch.no_grad():
+                    for weight, value in saved:
+                        weight.copy_(value)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Put an adapter in place, copying its values; hold `lock` as long as it must stay."""

@@ -20,6 +20,7 @@ COMMANDS = (
     "train",
     "ask",
     "forget",
+    "compare",
     "takedown",
     "resume",
     "verify",

@@ -154,3 +154,22 @@ def test_pickled_weights_and_foreign_code_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
     with pytest.raises(EnvironmentFailure, match="needs code of its own"):
         load_causal(str(tmp_path))
+
+
+def test_merged_is_the_adapter_in_the_base_and_put_back(tiny_references: dict[str, str]) -> None:
+    for kind in ("llama", "gpt2"):
+        host = AdapterHost(load_causal(tiny_references[kind], "float32"), LoraShape(2, 4, 2))
+        state = {name: tensor + 0.1 for name, tensor in host.fresh(b"m").items()}
+        before = {n: p.detach().clone() for n, p in host.base.model.named_parameters()}
+        ids = torch.tensor([[5, 9, 7, 8]])
+        with host.using(state), torch.no_grad():
+            beside = host.model(input_ids=ids).logits
+        with host.using(None), torch.no_grad():
+            alone = host.model(input_ids=ids).logits
+        with host.merged(state), torch.no_grad():
+            inside = host.model(input_ids=ids).logits
+        torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(inside, alone, atol=1e-3)
+        for name, parameter in host.base.model.named_parameters():
+            if "lora_" not in name:
+                assert torch.equal(parameter, before[name])
