@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.documents import Document
+from llm_unlearn.errors import InputError
 from llm_unlearn.eval.benchmarks.tofu import forget_quality
 from llm_unlearn.experiments import fronts
 from llm_unlearn.experiments.cells import Cell, claim, kept
@@ -81,7 +83,7 @@ def compare(
     forget_quality([0.0, 1.0], [0.0, 1.0])  # its package is missed now, not in the last hour
     models = Models(workspace_config(config, config.seeds[0], "monolith"))
     pin_threads(config.training.threads)
-    about = {
+    about: dict[str, Any] = {
         "data": _inputs(problem),
         "documents": len(problem.learned),
         "asked to forget": len(problem.forget),
@@ -113,6 +115,13 @@ class _Bench:
         self.gone, self.kept = split(problem.learned, own.gone())
         self.places = own.shards(side)
         self._prober: Prober | None = None
+        bare = set(self.places.values()) - {self.places.get(d.id) for d in self.kept}
+        if bare and config.methods:
+            raise InputError(
+                f"In seed {own.seed}, shard {min(bare)} learned nothing but what goes: methods have "
+                "nothing to keep there.",
+                "Choose fewer shards (training.shards), other seeds, or sides: [monolith].",
+            )
 
     def cells(self) -> list[Cell]:
         found = [
@@ -122,13 +131,10 @@ class _Bench:
         ]
         for chosen in self.config.methods:
             decides = chosen.model_dump(mode="json")
-            found.append(
-                self._cell(
-                    chosen.label, "approximate", lambda c=chosen: self._approximate(c), decides
-                )
-            )
+            make = partial(self._approximate, chosen)
+            found.append(self._cell(chosen.label, "approximate", make, decides))
         for name in self.config.fronts:
-            found.append(self._cell(name, "front", lambda n=name: self._front(n, found[0])))
+            found.append(self._cell(name, "front", partial(self._front, name, found[0])))
         return found
 
     def _cell(
@@ -146,7 +152,9 @@ class _Bench:
     def prober(self) -> Prober:
         if self._prober is None:
             sample, problem = self.config.probes.sample, self.problem
-            learned_there = self.lab.shards("shard")  # what both sides have learned
+            # what both sides have learned, where there are two
+            side: Side = "shard" if "shard" in self.config.sides else self.side
+            learned_there = self.lab.shards(side)
             asked = Asked(
                 forget=spread(self.gone, sample),
                 retain=spread([d for d in self.kept if d.id in learned_there], sample),
@@ -187,6 +195,7 @@ class _Bench:
         how = method_named(chosen.name, chosen.settings)
         host = self.lab.models.host
         adapters, runs = {}, []
+        seconds, tokens = 0.0, 0
         for shard, start in sorted(self.lab.taught(self.side).adapters.items()):
             if start is None:
                 raise AssertionError("a shard that loses something has learned something")
@@ -197,6 +206,7 @@ class _Bench:
             done = forget(host, start, how, material, settings, resume=place)
             adapters[shard] = done.state
             record = done.record
+            seconds, tokens = seconds + record.seconds, tokens + record.tokens
             runs.append(
                 {
                     "shard": shard,
@@ -216,8 +226,8 @@ class _Bench:
         return {
             "values": self.prober.measure(adapters),
             "weights": _digests(adapters),
-            "seconds": round(sum(r["seconds"] for r in runs), 2),
-            "tokens": sum(r["tokens"] for r in runs),
+            "seconds": round(seconds, 2),
+            "tokens": tokens,
             "runs": runs,
         }
 
