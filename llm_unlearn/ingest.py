@@ -94,10 +94,10 @@ def ingest(
                 placed = _place(document, config, placement, vault, tombstones, seen)
                 report.placed.append(placed)
                 if placement.asks and placed.decision.fate == "corpus" and not placed.known:
-                    _check_subject(document, placement, vault, subjects)
+                    check_subject(document, placement, vault, subjects)
                 if placed.known or dry_run or placed.decision.rule == "tombstone":
                     continue
-                records.append(_record(document, placed.decision, preparer, generation))
+                records.append(new_record(document, placed.decision, preparer, generation))
                 if progress is not None:
                     progress(len(report.placed))
             if records:
@@ -119,14 +119,17 @@ def _place(
     tombstones: Tombstones,
     seen: dict[str, bytes],
 ) -> Placed:
-    removed = tombstones.refuses(document)
+    held = vault.find(vault.mark("id", document.id))
+    there = held is not None and held.state == "live" and _same(document, held, vault)
+    removed = (
+        None if there else tombstones.refuses(document)
+    )  # a correction is like what it corrected
     if removed is not None:
         return Placed(document.id, document.subject, Decision("refused", "tombstone", removed))
     decision = decide(document, config.separation, own_shards=placement.own_shards)
     digest = hashlib.sha256(pack_body(document)).digest()
     twin = seen.setdefault(document.id, digest)
-    held = vault.find(vault.mark("id", document.id))
-    same = twin == digest and (held is None or _same(document, held, vault))
+    same = twin == digest and (held is None or there or _same(document, held, vault))
     if not same:
         raise InputError(
             f"Document {document.id!r} is already here with other words or other data.",
@@ -136,7 +139,7 @@ def _place(
     return Placed(document.id, document.subject, decision, known=known)
 
 
-def _check_subject(
+def check_subject(
     document: Document,
     placement: PlacementConfig,
     vault: Vault,
@@ -161,9 +164,10 @@ def _same(document: Document, held: Record, vault: Vault) -> bool:
     return there == here and held.content == content
 
 
-def _record(
+def new_record(
     document: Document, decision: Decision, preparer: Callable[[], Store], generation: int
 ) -> NewRecord:
+    """What the vault keeps of a document."""
     if decision.fate == "refused":  # its words are not kept, so they are not embedded either
         parts = {"meta": pack_meta(_wordless(document), decision.rule, decision.reason)}
     else:

@@ -36,6 +36,7 @@ from llm_unlearn.retrieval.vault import Vault
 
 if TYPE_CHECKING:
     from llm_unlearn.answering import Answer, Answerer
+    from llm_unlearn.correction import Corrected
     from llm_unlearn.exports import Export
     from llm_unlearn.ingest import IngestReport
     from llm_unlearn.rederive import Audit
@@ -362,6 +363,43 @@ class Workspace:
             outcome = takedowns.run(plan, probe=probe, after=after)
             earlier.resume()
             return outcome
+
+    def correct(
+        self,
+        old: str,
+        documents: Sequence[Document],
+        *,
+        probe: bool = True,
+        after: After = "retrain",
+        on_state: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        confirm: Callable[[Plan], bool] | None = None,
+    ) -> Corrected | None:
+        """Put corrected documents in the place of a wrong one: delete plus add, in one step.
+
+        Never both and never neither serve, through any crash; see `correction`. With `after` as
+        "retrain" the new words are trained on too, where the policy sends them to the corpus.
+
+        Raises:
+            NotFound: there is no live document with the id `old`.
+            InputError: a new document cannot come in; nothing was changed.
+        """
+        from llm_unlearn.correction import correct
+
+        with self._writing(resuming=False):
+            done = correct(
+                self._opened,
+                old,
+                documents,
+                probe=probe,
+                after=after,
+                on_state=on_state,
+                progress=progress,
+                confirm=confirm,
+            )
+        if done is not None and done.shards and after == "retrain" and not done.outcome.waiting:
+            self.train(shards=done.shards, progress=progress)
+        return done
 
     def resume(self, *, progress: Progress | None = None) -> list[Outcome]:
         """Finish accepted takedowns that a crash or a foreign recipe left unfinished."""

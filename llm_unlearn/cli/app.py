@@ -42,6 +42,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (forgetting.forget, (3, 4, 5, 6, 8, 9)),
     (comparing.compare, (3, 4, 5, 6, 8, 9)),
     (takedowns.takedown, (3, 4, 5, 6, 9)),
+    (takedowns.correct, (3, 4, 5, 6, 7, 9)),
     (takedowns.resume, (5, 6, 9)),
     (receipts.verify, (3, 4, 6, 8)),
     (shards.audit, (4, 5, 6, 8, 9)),

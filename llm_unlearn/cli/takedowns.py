@@ -1,4 +1,4 @@
-"""`takedown` and `resume`: text removed, and proof of it."""
+"""`takedown`, `correct` and `resume`: text removed, and proof of it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError, RecipeMismatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llm_unlearn.documents import Document
+    from llm_unlearn.sisa.build import Progress
     from llm_unlearn.takedown.journal import After
     from llm_unlearn.takedown.machine import Outcome
     from llm_unlearn.takedown.plan import Plan
@@ -105,6 +109,41 @@ def takedown(
         run.go(demand, include_flagged=include_flagged, probe=not no_probe)
 
 
+def correct(
+    out: Output,
+    workspace: WorkspaceDir,
+    old: Annotated[
+        str, typer.Option("--id", "-i", metavar="ID", help="The document that is wrong.")
+    ],
+    file: Annotated[
+        Path, typer.Option("--file", "-f", metavar="FILE", help="What takes its place.")
+    ],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Needed where nobody can answer.")
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Do not measure leakage before and after (quicker).")
+    ] = False,
+    after: Annotated[
+        Literal["retrain", "rollback", "drop"],
+        typer.Option("--after", help="As for takedown; retrain also learns the new words."),
+    ] = "retrain",
+    keys: Keys = None,
+) -> None:
+    """Correct a document: the old one is taken down and the new one comes in, in one step.
+
+    Whatever happens in between, never both and never neither serve. The new document needs an id of its
+    own. Shows the plan and asks, as takedown does; copies of the old document go too.
+    """
+    if not (yes or sys.stdin.isatty()):
+        raise UsageError("A correction cannot be undone and nobody is here to confirm: add --yes.")
+    from llm_unlearn.readers import read_documents
+
+    documents = list(read_documents(file))
+    with open_workspace(workspace, keys, write=True) as opened:
+        _Run(out, opened, yes, after).replace(old, documents, probe=not no_probe)
+
+
 def resume(out: Output, workspace: WorkspaceDir, keys: Keys = None) -> None:
     """Finish takedowns that were accepted and then interrupted."""
     with open_workspace(workspace, keys, write=True) as opened:
@@ -131,18 +170,50 @@ class _Run:
     started: float = 0.0
 
     def go(self, demand: Request, *, include_flagged: bool, probe: bool) -> None:
+        """Take down what falls under a demand."""
+
+        def act(progress: Progress) -> Outcome | None:
+            return self.opened.takedown(
+                demand,
+                include_flagged=include_flagged,
+                probe=probe,
+                after=self.after,
+                confirm=self.confirm,
+                on_state=self.state,
+                progress=progress,
+            )
+
+        self.result(self.do(act), {})
+
+    def replace(self, old: str, documents: Sequence[Document], *, probe: bool) -> None:
+        """Correct a document."""
+        fates: dict[str, str] = {}
+
+        def act(progress: Progress) -> Outcome | None:
+            done = self.opened.correct(
+                old,
+                documents,
+                probe=probe,
+                after=self.after,
+                confirm=self.confirm,
+                on_state=self.state,
+                progress=progress,
+            )
+            if done is None:
+                return None
+            fates.update(done.fates)
+            return done.outcome
+
+        self.result(self.do(act), {"added": fates})
+        for name, fate in fates.items():
+            self.out.show(words(f"{name} took its place ({fate})."))
+
+    def do(self, act: Callable[[Progress], Outcome | None]) -> Outcome:
+        """Carry it out, and say how to go on if it is stopped after acceptance."""
         self.started = time.monotonic()
         try:
             with self.out.bar("retraining") as bar:
-                outcome = self.opened.takedown(
-                    demand,
-                    include_flagged=include_flagged,
-                    probe=probe,
-                    after=self.after,
-                    confirm=self.confirm,
-                    on_state=self.state,
-                    progress=bar.step,
-                )
+                outcome = act(bar.step)
         except BaseException:
             if self.states:
                 where = shlex.quote(str(self.opened.path))
@@ -154,7 +225,11 @@ class _Run:
             raise
         if outcome is None:
             raise typer.Abort
-        value = _outcome(self.opened, outcome)
+        return outcome
+
+    def result(self, outcome: Outcome, more: Mapping[str, object]) -> None:
+        """Tell it, and fail if retraining waits."""
+        value = {**_outcome(self.opened, outcome), **more}
         value["plan"] = planview.as_json(self.plan) if self.plan else None
         value["states"] = self.states
         self.out.result(value)

@@ -22,6 +22,7 @@ COMMANDS = (
     "forget",
     "compare",
     "takedown",
+    "correct",
     "resume",
     "verify",
     "status",
