@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from llm_unlearn.config_placement import PlacementConfig, Real, Settings
@@ -67,6 +68,18 @@ class TrainingConfig(Settings):
         le=1,
         description="In sequential slicing, documents of earlier slices repeated with a slice, as "
         "a share of its own.",
+    )
+    orders: int = Field(
+        default=1,
+        ge=1,
+        strict=True,
+        description="Orders of a shard's slices that are trained side by side (S3T): after a deletion "
+        "the one that it leaves mostly standing serves. Each costs a whole training.",
+    )
+    blocks: bool = Field(
+        default=False,
+        description="Each slice trains a block of layers of its own, from the top down (S3T): a "
+        "deletion switches blocks off, and an order costs the room of one adapter.",
     )
     seed: int = Field(
         default=0,
@@ -134,6 +147,21 @@ class TrainingConfig(Settings):
             return value
         value.check_room(shards, slices)
         return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainingConfig:
+        most = max(self.placement.slice_bands(self.slices))
+        if self.orders > most:
+            raise ValueError(
+                f"{self.orders} orders that begin differently cannot be made of {self.slices} slices; "
+                f"set training.orders to 1 to {most}"
+            )
+        if self.blocks and self.top_layers is not None and self.slices > self.top_layers:
+            raise ValueError(
+                f"{self.slices} slices do not fit into blocks of {self.top_layers} adapted layers; "
+                "raise training.top_layers or give fewer slices"
+            )
+        return self
 
     @field_validator("learning_rate")
     @classmethod

@@ -6,6 +6,7 @@ shards and slices. What the rules mean is in `sisa/layout.py`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -85,6 +86,18 @@ class PlacementConfig(Settings):
         if list(value) != sorted(set(value)) or not all(0 < cut <= 1 for cut in value):
             raise ValueError("not rising above 0 and up to 1; write cut-points such as [0.1, 0.5]")
         return value
+
+    def slice_bands(self, slices: int) -> tuple[int, ...]:
+        """How many of a shard's slices each class of risk has; all, where risk places no slices.
+
+        >>> PlacementConfig(slice_by="risk", risk_cuts=(0.2,)).slice_bands(5)
+        (2, 3)
+        """
+        if self.slice_by != "risk":
+            return (slices,)
+        classes = len(self.risk_cuts) + 1
+        cuts = [c * slices // classes for c in range(classes + 1)]
+        return tuple(end - begin for begin, end in pairwise(cuts))
 
     def check_room(self, shards: int, slices: int) -> None:
         """See that groups and classes of risk fit into so many shards and slices.

@@ -27,7 +27,7 @@ from llm_unlearn.opened import Models, Opened
 from llm_unlearn.pace import read_pace, read_sizes, work
 from llm_unlearn.rederive import InMemory
 from llm_unlearn.retrieval.vault import Record
-from llm_unlearn.sisa.build import ShardState, build, shard_states
+from llm_unlearn.sisa.build import Lane, ShardState, build, shard_states
 from llm_unlearn.sisa.layout import Slice
 from llm_unlearn.workspace import Workspace
 
@@ -184,10 +184,12 @@ def _delete(opened: Opened, subject: str, sizes: dict[bytes, int]) -> Deleted:
 def _naive(opened: Opened, subject: str, sizes: dict[bytes, int]) -> Deleted:
     """One adapter over all that is left, in one stage of `epochs` passes."""
     states = _without(opened, subject)
-    one = opened.training.model_copy(update={"shards": 1, "slices": 1})
+    one = opened.training.model_copy(
+        update={"shards": 1, "slices": 1, "orders": 1, "blocks": False}
+    )
     parts = [part for state in states for part in state.wanted]
     records = tuple(record for part in parts for record in part.records)
-    whole = ShardState(0, (_slice(records),), 0)
+    whole = ShardState(0, (Lane((_slice(records),), 0),))
     started = time.monotonic()
     build([whole], opened.models.host, InMemory(), one, opened.examples)
     return Deleted(time.monotonic() - started, work([whole], one, sizes))

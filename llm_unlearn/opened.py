@@ -81,7 +81,7 @@ class Opened:
         """Where subjects train."""
         training = self.training
         key = self.keyring.secret("placement")
-        return Layout(key, training.shards, training.slices, training.placement)
+        return Layout(key, training.shards, training.slices, training.placement, training.orders)
 
     @cached_property
     def declarations(self) -> Declarations:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from llm_unlearn.errors import Damaged, NotFound, WorkspaceLocked
 from llm_unlearn.opened import Opened
-from llm_unlearn.sisa.build import Progress, ShardState, build
+from llm_unlearn.sisa.build import Progress, build, shard_states
 from llm_unlearn.sisa.checkpoints import Checkpoints, Listed, serialise
 from llm_unlearn.sisa.layout import Slice
 from llm_unlearn.sisa.train import TrainState
@@ -84,6 +84,7 @@ class InMemory(Checkpoints):
     def __init__(self, below: Checkpoints | None = None) -> None:
         self._below = below
         self.digests: dict[str, str] = {}
+        self._by_inputs: dict[bytes, str] = {}
 
     def listed(self) -> dict[str, Listed]:
         """Those that were there before."""
@@ -97,7 +98,16 @@ class InMemory(Checkpoints):
 
     def save(self, part: Slice, state: TrainState) -> None:
         """Keep the digest of the plaintext."""
-        self.digests[part.name] = hashlib.sha256(serialise(state)).hexdigest()
+        digest = hashlib.sha256(serialise(state, self._before(part, state))).hexdigest()
+        self.digests[part.name] = self._by_inputs[part.inputs] = digest
+
+    def digest_of(self, inputs: bytes) -> str:
+        """The digest of one kept here, or of one that was there before."""
+        if inputs in self._by_inputs:
+            return self._by_inputs[inputs]
+        if self._below is None:
+            raise AssertionError("what everything is built from was built before it")
+        return self._below.digest_of(inputs)
 
 
 def audit(
@@ -124,7 +134,7 @@ def audit(
     wanted, listed = opened.wanted(), opened.checkpoints.listed()
     fresh = InMemory()
     build(
-        [ShardState(shard, tuple(wanted[shard]), 0) for shard in chosen],
+        shard_states({shard: wanted[shard] for shard in chosen}, {}),
         opened.models.host,
         fresh,
         opened.training,

@@ -10,23 +10,31 @@ from llm_unlearn.takedown.journal import Journal
 
 @dataclass(frozen=True)
 class ShardStatus:
-    """One shard: documents it is asked to know, slices asked for, slices with a clean checkpoint."""
+    """One shard: documents it is asked to know, slices asked for, slices with a clean checkpoint.
+
+    With several orders of slices these are of the one that serves; `missing` counts all that are to be
+    trained.
+    """
 
     shard: int
     documents: int
     slices: int
     clean: int
     dropped: bool = False
+    missing: int = 0
 
     @property
     def state(self) -> str:
-        """`empty`, `clean`, `rolled back` (some slices serve), `untrained` (none does) or `dropped`."""
+        """`empty`, `clean`, `rolled back` (some slices serve), `untrained` (none does) or `dropped`.
+
+        With several orders of slices also `clean, spare orders missing`: the one that serves is whole.
+        """
         if self.dropped:
             return "dropped"
         if not self.slices:
             return "empty"
         if self.clean == self.slices:
-            return "clean"
+            return "clean, spare orders missing" if self.missing else "clean"
         return "rolled back" if self.clean else "untrained"
 
 
@@ -80,6 +88,7 @@ def status(opened: Opened) -> Status:
                 len(state.wanted),
                 state.clean,
                 state.shard in dropped,
+                len(state.missing),
             )
             for state in opened.states()
         ],

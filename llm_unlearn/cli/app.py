@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_unlearn.cli import (
+    bench_training,
     benches,
     comparing,
     demos,
@@ -54,10 +55,11 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
 )
 _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.store, (3, 4, 9)),
-    (benches.train, (3, 9)),
+    (bench_training.train, (3, 9)),
+    (bench_training.deletion, (3, 4, 9)),
+    (bench_training.orders, (3, 4, 9)),
     (benches.answer, (9,)),
     (benches.forget, (3, 9)),
-    (benches.deletion, (3, 4, 9)),
 )
 
 

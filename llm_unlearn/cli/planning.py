@@ -63,6 +63,13 @@ def plan(
         Literal["cumulative", "sequential"],
         typer.Option("--mode", help="A stage passes over all slices so far, or its own."),
     ] = "cumulative",
+    orders: Annotated[
+        int, typer.Option("--orders", min=1, help="As training.orders; each is trained whole.")
+    ] = 1,
+    blocks: Annotated[
+        bool,
+        typer.Option("--blocks", help="As training.blocks: an order needs one adapter's room."),
+    ] = False,
     parameters: Annotated[
         int,
         typer.Option(
@@ -93,6 +100,8 @@ def plan(
     places = {"hash": 2, "risk-slices": slices, "risk-shards": shards}[place_by]
     if places < 2:
         raise UsageError(f"--place-by {place_by} needs two of them at least.")
+    if orders > slices:
+        raise UsageError(f"--orders {orders} is more than --slices {slices}: give 1 to {slices}.")
     load = Workload(
         documents=documents,
         tokens_per_document=tokens,
@@ -103,6 +112,8 @@ def plan(
         risk=likely,
         mode=mode,
         place_by=place_by,
+        orders=orders,
+        blocks=blocks,
     )
     found = estimate(load, shards, slices)
     value: dict[str, object] = {"workload": asdict(load), "estimate": asdict(found)}
@@ -143,10 +154,16 @@ def _shown(found: Estimate) -> RenderableType:
         ("a month, one by one", *_cells(found.one_by_one)),
         ("a month, retrained once", *_cells(found.batched)),
     ]
+    survived = (
+        f"; a shard serves through {found.survived:.1f} deletions without retraining"
+        if found.survived > found.slices
+        else ""
+    )
     title = (
         f"{found.shards} shards, {found.slices} slices, {found.mode}, placed by {found.place_by}: "
         f"{found.checkpoints} checkpoints, {found.storage / 1e6:,.0f} MB; "
         f"{found.documents_per_adapter:,.0f} documents an adapter"
+        f"{survived}"
     )
     return render.table(title, ("expected", "of naive retraining", "tokens", "time"), rows)
 

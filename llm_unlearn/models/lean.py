@@ -37,7 +37,7 @@ class Packed:
 
     `grid` (B, T) names the row at each place (row 0 in the padding, which nothing attends to),
     `place` (N,) the first place of each row in the flattened grid; the first `shared` rows stand in
-    every document. `hidden` (N, width) enters the first adapted layer. `sources` (n,) are the rows that
+    every document. `hidden` (N, width) enters the first layer that trains. `sources` (n,) are the rows that
     predict `targets` (n,); `parents` counts them from 0 among `kept` (m,), the rows that predict at all.
     """
 
@@ -71,10 +71,13 @@ class Lean:
 
     Args:
         host: for which `fits` is true.
+        first: the lowest layer that trains; those below are run once a batch, with the adapter in
+            place. By default the first adapted one.
     """
 
-    def __init__(self, host: AdapterHost) -> None:
+    def __init__(self, host: AdapterHost, first: int | None = None) -> None:
         self._host = host
+        self._first = host.first_layer if first is None else first
         self._model: Any = host.base.model.get_decoder()
         self._head: Tensor = host.base.model.get_output_embeddings().weight
         config = host.base.model.config
@@ -83,7 +86,7 @@ class Lean:
 
     @torch.no_grad()
     def collate(self, examples: Sequence[Example], below: Sequence[Tensor] | None = None) -> Packed:
-        """Lay a batch out, and run the frozen layers below the first adapted one on it.
+        """Lay a batch out, and run the layers below the first that trains on it.
 
         `below` is what they gave for each document alone (T, width); then they are not run.
         """
@@ -126,7 +129,7 @@ class Lean:
             sum(len(e.ids) for e in examples),
         )
         if below is None:
-            for layer in self._host.layers[: self._host.first_layer]:
+            for layer in self._host.layers[: self._first]:
                 hidden = self._layer(layer, hidden, packed, None)
         else:
             hidden = torch.cat([below[0], *(rows[shared:] for rows in below[1:])]).to(device)
@@ -141,7 +144,7 @@ class Lean:
     def states(self, batch: Packed) -> Tensor:
         """What enters the vocabulary for each predicted token (n, width), in their order."""
         hidden = batch.hidden
-        upper = self._host.layers[self._host.first_layer :]
+        upper = self._host.layers[self._first :]
         for number, layer in enumerate(upper, 1):
             hidden = self._layer(layer, hidden, batch, batch.kept if number == len(upper) else None)
         norm = self._model.norm
@@ -212,6 +215,7 @@ class _Lora(torch.autograd.Function):
             y = nn.functional.linear(x, weight, bias)
             out.append(y.addmm_(inner[:, i * rank : (i + 1) * rank], up.T, alpha=scale))
         ctx.scale = scale
+        ctx.trains = ctx.needs_input_grad[4]  # of a layer's A all or none
         ctx.save_for_backward(x, inner, down, *weights, *ups)
         return tuple(out)
 
@@ -224,7 +228,7 @@ class _Lora(torch.autograd.Function):
         rank = ups[0].shape[1]
         passed = torch.cat([g @ up for g, up in zip(gradients, ups, strict=True)], 1)
         passed.mul_(ctx.scale)  # (N, sum of ranks)
-        d_down = (passed.T @ x).float()
+        d_down = (passed.T @ x).float() if ctx.trains else None
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = gradients[0] @ weights[0]
@@ -234,6 +238,9 @@ class _Lora(torch.autograd.Function):
         out: list[Tensor | None] = []
         for i, g in enumerate(gradients):
             part = slice(i * rank, (i + 1) * rank)
+            if d_down is None:
+                out += [None] * 4
+                continue
             d_up = (g.T @ inner[:, part]).float().mul_(ctx.scale)
             out += [None, None, d_down[part], d_up]
         return d_x, None, *out

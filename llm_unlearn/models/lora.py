@@ -11,7 +11,7 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +34,14 @@ class LoraShape:
     rank: int = 16
     alpha: int = 32
     top_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some neighbouring layers of an adapter: the names of their tensors, and the lowest of the layers."""
+
+    names: tuple[str, ...]
+    first: int
 
 
 class AdapterHost:
@@ -85,6 +93,8 @@ class AdapterHost:
         }
         for parameter in self._parameters.values():
             parameter.data = parameter.data.float()
+        numbers = {id(p): n for n, layer in enumerate(found.layers) for p in layer.parameters()}
+        self._layer_of = {name: numbers[id(p)] for name, p in self._parameters.items()}
         saved = set(get_peft_model_state_dict(self.model))
         if saved != set(self._parameters):
             raise AssertionError("the adapter's own names differ from those PEFT saves")
@@ -94,9 +104,40 @@ class AdapterHost:
         """Names of the adapter's tensors, sorted, as PEFT saves them."""
         return sorted(self._parameters)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The trainable tensors in the order of `names`."""
-        return [self._parameters[name] for name in self.names]
+    def parameters(self, names: Sequence[str] | None = None) -> list[nn.Parameter]:
+        """The trainable tensors, by default in the order of `names`."""
+        return [self._parameters[name] for name in (self.names if names is None else names)]
+
+    def block(self, place: int, blocks: int) -> Block:
+        """One of `blocks` blocks into which the adapted layers are divided, 0 being the topmost.
+
+        Of n adapted layers, counted from the top, block p has those from floor(p n / blocks) to
+        floor((p + 1) n / blocks): of 10 in 3 blocks the upper 3, the next 3, the lower 4.
+
+        Raises:
+            InputError: more blocks than adapted layers.
+        """
+        count = len(self.layers) - self.first_layer
+        if blocks > count:
+            raise InputError(
+                f"{blocks} slices do not fit into blocks of {count} adapted layers.",
+                "Raise training.top_layers, or give fewer slices.",
+            )
+        last = len(self.layers) - place * count // blocks
+        first = len(self.layers) - (place + 1) * count // blocks
+        return Block(tuple(n for n in self.names if first <= self._layer_of[n] < last), first)
+
+    @contextmanager
+    def training(self, names: Sequence[str]) -> Iterator[None]:
+        """Let only these tensors have gradients."""
+        kept = set(names)
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in kept)
+        try:
+            yield
+        finally:
+            for parameter in self._parameters.values():
+                parameter.requires_grad_(True)
 
     def fresh(self, seed: bytes) -> AdapterState:
         """A new adapter: A uniform as in PEFT (Kaiming, a = sqrt 5), B zero; a function of the seed."""

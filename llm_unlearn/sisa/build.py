@@ -9,6 +9,10 @@ other is stale. From this follow all four of the toolkit's moves:
 - resume: an interrupted build goes on with the first stage that is missing;
 - drop: a shard without live documents asks for nothing, and its checkpoints are disposed of.
 
+With several orders a shard has a lane for each, built in the same way; the one that knows most serves.
+With blocks a stage trains the layers of its own block and leaves the others as they are, so that what a
+deletion makes stale is what is switched off.
+
 Guarantees: never-had equality of every checkpoint (promise 1), since nothing but the recipe and the
 live documents enters a stage.
 """
@@ -16,9 +20,11 @@ live documents enters a stage.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from llm_unlearn.config import TrainingConfig
@@ -29,7 +35,7 @@ from llm_unlearn.sisa.layout import Slice
 
 if TYPE_CHECKING:
     from llm_unlearn.models.lora import AdapterHost
-    from llm_unlearn.sisa.train import StageSettings, TrainState
+    from llm_unlearn.sisa.train import Prepared, StageSettings, TrainState
 
 
 class Progress(Protocol):
@@ -40,10 +46,9 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class ShardState:
-    """One shard as it stands: the slices asked for and how many of them have a clean checkpoint."""
+class Lane:
+    """One order of a shard's slices: those asked for, and how many of them have a clean checkpoint."""
 
-    shard: int
     wanted: tuple[Slice, ...]
     clean: int
 
@@ -53,9 +58,43 @@ class ShardState:
         return self.wanted[self.clean :]
 
     @property
+    def documents(self) -> int:
+        """How many documents its last clean checkpoint was trained on."""
+        return sum(len(part.records) for part in self.wanted[: self.clean])
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """One shard as it stands: its lanes, one for each order of its slices."""
+
+    shard: int
+    lanes: tuple[Lane, ...]
+
+    @property
+    def best(self) -> Lane:
+        """The lane that serves: the one that knows most documents; among equals the first."""
+        return max(self.lanes, key=lambda lane: lane.documents, default=Lane((), 0))
+
+    @property
+    def wanted(self) -> tuple[Slice, ...]:
+        """The slices of the lane that serves."""
+        return self.best.wanted
+
+    @property
+    def clean(self) -> int:
+        """How many of them serve."""
+        return self.best.clean
+
+    @property
+    def missing(self) -> tuple[Slice, ...]:
+        """Slices still to be trained, of all lanes."""
+        return tuple(part for lane in self.lanes for part in lane.missing)
+
+    @property
     def serving(self) -> Slice | None:
         """The slice whose checkpoint serves now; None means the base model alone."""
-        return self.wanted[self.clean - 1] if self.clean else None
+        best = self.best
+        return best.wanted[best.clean - 1] if best.clean else None
 
 
 def shard_states(
@@ -64,13 +103,16 @@ def shard_states(
     """Compare what is asked for with what is there. No model is needed and nothing is changed."""
     states = []
     for shard, parts in sorted(wanted.items()):
-        clean = 0
-        for part in parts:
-            found = listed.get(part.name)
-            if found is None or found.inputs != part.inputs:
-                break
-            clean += 1
-        states.append(ShardState(shard, tuple(parts), clean))
+        lanes = []
+        for _, members in itertools.groupby(parts, key=lambda part: part.order):
+            lane, clean = tuple(members), 0
+            for part in lane:
+                found = listed.get(part.name)
+                if found is None or found.inputs != part.inputs:
+                    break
+                clean += 1
+            lanes.append(Lane(lane, clean))
+        states.append(ShardState(shard, tuple(lanes)))
     return states
 
 
@@ -115,7 +157,7 @@ def stage_records(wanted: Sequence[Slice], training: TrainingConfig) -> list[tup
     """
     if training.slicing == "cumulative":
         return [part.records for part in wanted]
-    own, seed = wanted[-1].records, _seed(training, wanted[-1].shard, *wanted[-1].stage)
+    own, seed = wanted[-1].records, _seed(training, wanted[-1])
     earlier = [record for part in wanted[:-1] for record in part.records]
     earlier.sort(key=lambda r: hashlib.sha256(seed + b"replay" + r.handle + r.content).digest())
     replayed = tuple(earlier[: math.ceil(training.replay * len(own))])
@@ -124,9 +166,10 @@ def stage_records(wanted: Sequence[Slice], training: TrainingConfig) -> list[tup
 
 def visits(state: ShardState, training: TrainingConfig) -> Iterator[tuple[tuple[Record, ...], int]]:
     """Each group of documents that the missing stages pass over, and how often, stage by stage."""
-    for position in range(state.clean, len(state.wanted)):
-        for group in stage_records(state.wanted[: position + 1], training):
-            yield group, _passes(training)
+    for lane in state.lanes:
+        for position in range(lane.clean, len(lane.wanted)):
+            for group in stage_records(lane.wanted[: position + 1], training):
+                yield group, _passes(training)
 
 
 def planned_steps(state: ShardState, training: TrainingConfig) -> int:
@@ -154,48 +197,89 @@ def build(
     Returns:
         Names of the checkpoints built.
     """
-    from llm_unlearn.sisa.train import Prepared, TrainState, train_stage
-
-    settings = stage_settings(training)
     total = sum(planned_steps(state, training) for state in states)
     done = 0
+
+    def step(name: str, loss: float) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(name, done, total, loss)
+
     built: list[str] = []
     for state in states:
-        if not state.missing:
-            continue
-        current = (
-            checkpoints.load(checkpoints.listed()[state.serving.name])
-            if state.serving
-            else TrainState(host.fresh(_seed(training, state.shard)), {}, 0)
-        )
-        examples: dict[bytes, Sequence[Example]] = {}
+        examples = cache(read)  # a shard's, let go of with the shard
         kept: Prepared = {}
-        for position in range(state.clean, len(state.wanted)):
-            part = state.wanted[position]
-            groups = []
-            for records in stage_records(state.wanted[: position + 1], training):
-                for record in records:
-                    if record.handle not in examples:
-                        examples[record.handle] = read(record)
-                groups.append([e for record in records for e in examples[record.handle]])
-
-            def step(loss: float, _tokens: int, part: Slice = part) -> None:
-                nonlocal done
-                done += 1
-                if progress is not None:
-                    progress(part.name, done, total, loss)
-
-            seed = _seed(training, state.shard, *part.stage)
-            before = current
-            current = train_stage(host, before, groups, settings, seed, step, kept)
-            if current.step > before.step and all(
-                current.adapter[n].equal(before.adapter[n]) for n in host.names
-            ):
-                raise AssertionError(f"training {part.name} moved no weight")
-            (keep or checkpoints.save)(part, current)
-            built.append(part.name)
+        for lane in state.lanes:
+            if lane.missing:
+                start = _start(lane, host, checkpoints, training)
+                for part, made in _stages(lane, host, start, training, examples, kept, step):
+                    (keep or checkpoints.save)(part, made)
+                    built.append(part.name)
     return built
 
 
-def _seed(training: TrainingConfig, *place: int) -> bytes:
+def _stages(
+    lane: Lane,
+    host: AdapterHost,
+    start: TrainState,
+    training: TrainingConfig,
+    examples: Callable[[Record], Sequence[Example]],
+    kept: Prepared,
+    on_step: Callable[[str, float], None],
+) -> Iterator[tuple[Slice, TrainState]]:
+    """Train a lane's missing slices one after the other."""
+    from llm_unlearn.sisa.train import TrainState, train_stage
+
+    settings = stage_settings(training)
+    state = start
+    for position in range(lane.clean, len(lane.wanted)):
+        part = lane.wanted[position]
+        groups = [
+            [e for record in records for e in examples(record)]
+            for records in stage_records(lane.wanted[: position + 1], training)
+        ]
+        block = host.block(part.place, training.slices) if training.blocks else None
+        if block and all(earlier.place != part.place for earlier in lane.wanted[:position]):
+            fresh = host.fresh(_seed(training, part, lane=True))
+            adapter = dict(state.adapter) | {name: fresh[name] for name in block.names}
+            state = TrainState(adapter, state.moments, state.step)
+        before = state
+
+        def step(loss: float, _tokens: int, name: str = part.name) -> None:
+            on_step(name, loss)
+
+        seed = _seed(training, part)
+        # layers below a block have adapters of their own, so its batches serve no other stage
+        state = train_stage(
+            host, before, groups, settings, seed, step, None if block else kept, block
+        )
+        if state.step > before.step and all(
+            state.adapter[name].equal(before.adapter[name]) for name in host.names
+        ):
+            raise AssertionError(f"training {part.name} moved no weight")
+        yield part, state
+
+
+def _start(
+    lane: Lane, host: AdapterHost, checkpoints: Checkpoints, training: TrainingConfig
+) -> TrainState:
+    """Where the first missing stage of a lane begins."""
+    from llm_unlearn.sisa.train import TrainState
+
+    if lane.clean:
+        return checkpoints.load(checkpoints.listed()[lane.wanted[lane.clean - 1].name])
+    fresh = host.fresh(_seed(training, lane.wanted[0], lane=True))
+    if (
+        training.blocks
+    ):  # a layer whose block is not trained is switched off, and its place left empty
+        fresh = {name: tensor.new_zeros(tensor.shape) for name, tensor in fresh.items()}
+    return TrainState(fresh, {}, 0)
+
+
+def _seed(training: TrainingConfig, part: Slice, *, lane: bool = False) -> bytes:
+    """What decides the random choices of a slice, or of where its lane begins."""
+    place: tuple[object, ...] = (part.shard,) if lane else (part.shard, *part.stage)
+    if part.order:
+        place = (*place, "order", part.order)
     return hashlib.sha256(repr((training.seed, *place)).encode()).digest()

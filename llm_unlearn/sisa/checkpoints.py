@@ -2,7 +2,9 @@
 
 Guarantees: a checkpoint is listed only once its file is durable; disposing of one destroys its key in
 place before its file goes, so a copy made earlier can never be read; a file that was changed is
-detected, never loaded. The plaintext is one safetensors blob: adapter, AdamW's moments, step.
+detected, never loaded. The plaintext is one safetensors blob: adapter, AdamW's moments, step. Of a
+stage that trained a block of layers it holds that block alone, and the digest of the checkpoint below it,
+so that the digest of one speaks for the whole chain.
 File names say shard, generation and slice, nothing of what was learned.
 """
 
@@ -13,7 +15,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import Damaged
 from llm_unlearn.files import os_errors, write_atomic
@@ -40,6 +42,14 @@ class Listed:
     shard: int
     inputs: bytes
     slot: int
+
+
+@dataclass(frozen=True)
+class Before:
+    """The checkpoint that a block was trained upon: its inputs, and SHA-256 (hex) of its plaintext."""
+
+    inputs: bytes
+    digest: str
 
 
 class Checkpoints:
@@ -80,7 +90,7 @@ class Checkpoints:
         Raises:
             EnvironmentFailure: the disk is full; nothing is listed and the old state stands.
         """
-        blob = serialise(state)
+        blob = serialise(state, self._before(part, state))
         ((slot, key),) = self._keyring.new_keys(1)
         with os_errors(f"write checkpoint {part.name}"):
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -114,12 +124,51 @@ class Checkpoints:
             ) from error
 
     def load(self, listed: Listed) -> TrainState:
-        """Read a checkpoint.
+        """Read a checkpoint; one of a block together with those that it was trained upon.
 
         Raises:
-            Damaged: see `plaintext`.
+            Damaged: see `plaintext`; or one of those is gone, or is not the one it was trained upon.
         """
-        return deserialise(self.plaintext(listed))
+        from llm_unlearn.sisa.train import TrainState
+
+        blob = self.plaintext(listed)
+        state, before = deserialise(blob), read_before(blob)
+        while before is not None:
+            below = self._found(before.inputs)
+            blob = self.plaintext(below)
+            if hashlib.sha256(blob).hexdigest() != before.digest:
+                raise Damaged(
+                    f"Checkpoint {below.name} is not the one that {listed.name} was trained upon.",
+                    "Run `llm-unlearn train --repair` to build both again from the documents.",
+                )
+            earlier, before = deserialise(blob), read_before(blob)
+            state = TrainState(
+                {**earlier.adapter, **state.adapter}, state.moments, state.step, state.trained
+            )
+        return state
+
+    def _found(self, inputs: bytes) -> Listed:
+        for item in self.listed().values():
+            if item.inputs == inputs:
+                return item
+        raise Damaged(
+            "A checkpoint that another was trained upon is gone.",
+            "Run `llm-unlearn train --repair` to build both again from the documents.",
+        )
+
+    def digest_of(self, inputs: bytes) -> str:
+        """The digest of the checkpoint with these inputs.
+
+        Raises:
+            Damaged: there is none, or see `plaintext`.
+        """
+        return self.digest(self._found(inputs))
+
+    def _before(self, part: Slice, state: TrainState) -> Before | None:
+        """What a block's checkpoint was trained upon."""
+        if state.trained is None or part.before is None:
+            return None
+        return Before(part.before, self.digest_of(part.before))
 
     def digest(self, listed: Listed) -> str:
         """SHA-256 (hex) of the plaintext."""
@@ -161,42 +210,68 @@ class Checkpoints:
                         file.unlink()
 
 
-def serialise(state: TrainState) -> bytes:
-    """One checkpoint as safetensors bytes; equal states give equal bytes."""
+def serialise(state: TrainState, before: Before | None = None) -> bytes:
+    """One checkpoint as safetensors bytes; equal states give equal bytes.
+
+    Args:
+        before: of a block, the checkpoint that it was trained upon. The first of a chain writes down the
+            shapes of the layers that are not trained yet.
+    """
     import safetensors.torch  # here, so that looking at a list of checkpoints loads no torch
 
-    tensors = {f"adapter.{name}": tensor for name, tensor in state.adapter.items()}
+    header = {"step": str(state.step)}
+    own = state.adapter
+    if state.trained is not None:
+        own = {name: state.adapter[name] for name in state.trained}
+        about: dict[str, object] = {"step": state.step, "trained": sorted(own)}
+        if before is not None:
+            about["before"] = [before.inputs.hex(), before.digest]
+        else:
+            about["zero"] = {n: list(t.shape) for n, t in state.adapter.items() if n not in own}
+        # one entry: safetensors gives several in any order
+        header = {"block": json.dumps(about, sort_keys=True)}
+    tensors = {f"adapter.{name}": tensor for name, tensor in own.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state.moments.items()}
     blob: bytes = safetensors.torch.save(
-        {name: tensors[name].contiguous() for name in sorted(tensors)}, {"step": str(state.step)}
+        {name: tensors[name].contiguous() for name in sorted(tensors)}, header
     )
     return blob
 
 
 def deserialise(blob: bytes) -> TrainState:
-    """The inverse of `serialise`.
+    """The inverse of `serialise`; of a block that has one before it, the block's tensors alone.
 
     Raises:
         Damaged: not such bytes.
     """
     import safetensors.torch
+    import torch
     from safetensors import SafetensorError
 
     from llm_unlearn.sisa.train import TrainState
 
     try:
         tensors = safetensors.torch.load(blob)
-        header = _metadata(blob)
+        about = _about(blob)
     except (SafetensorError, ValueError, KeyError) as error:
         raise Damaged("A checkpoint's content is not what was written.", "Retrain.") from error
     adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k[:8] == "adapter."}
     moments = {k.removeprefix("optimizer."): v for k, v in tensors.items() if k[:8] != "adapter."}
-    return TrainState(adapter, moments, int(header["step"]))
+    adapter |= {name: torch.zeros(shape) for name, shape in about.get("zero", {}).items()}
+    trained = tuple(about["trained"]) if "trained" in about else None
+    return TrainState(adapter, moments, int(about["step"]), trained)
 
 
-def _metadata(blob: bytes) -> dict[str, str]:
+def read_before(blob: bytes) -> Before | None:
+    """What a block's checkpoint was trained upon, from its plaintext."""
+    said = _about(blob).get("before")
+    return None if said is None else Before(bytes.fromhex(said[0]), said[1])
+
+
+def _about(blob: bytes) -> dict[str, Any]:
     length = int.from_bytes(blob[:8], "little")
-    found: dict[str, str] = json.loads(blob[8 : 8 + length])["__metadata__"]
+    header: dict[str, str] = json.loads(blob[8 : 8 + length])["__metadata__"]
+    found: dict[str, Any] = json.loads(header["block"]) if "block" in header else dict(header)
     return found
 
 

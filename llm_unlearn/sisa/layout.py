@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from typing import Final
 
 from llm_unlearn.config_placement import PlacementConfig
 from llm_unlearn.retrieval.vault import Record
+from llm_unlearn.sisa.orders import slice_orders
 
 Stage = tuple[int, int]  # (generation, slice within it)
 
@@ -48,12 +49,14 @@ class Layout:
         shards: number of shards.
         slices: slices per generation.
         placement: by what shard and slice are chosen.
+        orders: in how many orders a shard's slices are trained (see `orders`).
     """
 
     key: bytes
     shards: int
     slices: int
     placement: PlacementConfig = _BY_HASH
+    orders: int = 1
 
     def shard(self, subject: bytes, declared: Declared = UNDECLARED) -> int:
         """The shard of a subject, given its 16-byte mark and what its documents declare.
@@ -81,6 +84,12 @@ class Layout:
         low, high = self._band(self.slices, declared) if risky else (0, self.slices)
         part = self._number("slice", generation.to_bytes(4, "big") + subject) % (high - low)
         return generation, low + part
+
+    @cached_property
+    def places(self) -> tuple[Mapping[int, int], ...]:
+        """For each order of a shard's slices, the place that each slice has in it."""
+        made = slice_orders(self.slices, self.orders, self.placement.slice_bands(self.slices))
+        return tuple({part: place for place, part in enumerate(order)} for order in made)
 
     @cached_property
     def rest(self) -> tuple[int, ...]:
@@ -122,21 +131,40 @@ class Layout:
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of one shard: its documents in training order and what identifies its input.
+    """One slice of one shard in one order: its documents in training order, what identifies its input.
 
-    `inputs` is SHA-256 over the marks of this slice and, chained, of all slices before it.
+    Attributes:
+        inputs: SHA-256 over the marks of this slice and, chained, of all slices before it.
+        order: which of the shard's orders, and `place` the slice's place in it, empty ones counted.
+        before: the inputs of the slice trained before it; None for the first.
     """
 
     shard: int
     stage: Stage
     records: tuple[Record, ...]
     inputs: bytes
+    order: int = 0
+    place: int = 0
+    before: bytes | None = None
 
     @property
     def name(self) -> str:
-        """The checkpoint's name, the same wherever the same shard and stage are built."""
+        """The checkpoint's name, the same wherever the same shard, stage and order are built."""
         generation, part = self.stage
-        return f"shard-{self.shard:02d}.generation-{generation:03d}.slice-{part:02d}"
+        name = f"shard-{self.shard:02d}.generation-{generation:03d}.slice-{part:02d}"
+        return f"{name}.order-{self.order:02d}" if self.order else name
+
+
+def slice_number(name: str, slices: int, orders: int) -> int:
+    """The number of a checkpoint among all of its shard, from its name: by generation, slice, order.
+
+    >>> slice_number("shard-00.generation-002.slice-01", 3, 1)
+    4
+    >>> slice_number("shard-00.generation-002.slice-01.order-01", 3, 2)
+    9
+    """
+    generation, part, *order = (int(piece.rsplit("-", 1)[1]) for piece in name.split(".")[1:])
+    return ((generation - 1) * slices + part) * orders + (order[0] if order else 0)
 
 
 def slices(
@@ -156,7 +184,8 @@ def slices(
         declared: by handle, what a document declares; None has no place and is not trained on.
 
     Returns:
-        For each shard number (every shard is a key) its non-empty slices in training order.
+        For each shard number (every shard is a key) its non-empty slices in training order, one order
+        after the other.
     """
     chosen: dict[tuple[bytes, bytes], Record] = {}
     for record in records:
@@ -166,17 +195,40 @@ def slices(
         held = chosen.get(key)
         if held is None or (record.generation, record.handle) < (held.generation, held.handle):
             chosen[key] = record
-    grouped: dict[tuple[int, Stage], list[Record]] = {}
+    grouped: dict[int, dict[Stage, list[Record]]] = {}
     for record in chosen.values():
         said = declared.get(record.handle) or UNDECLARED
         stage = layout.stage(record.subject, record.generation, said)
-        grouped.setdefault((layout.shard(record.subject, said), stage), []).append(record)
-    result: dict[int, list[Slice]] = {shard: [] for shard in range(layout.shards)}
-    for (shard, stage), members in sorted(grouped.items(), key=lambda item: item[0]):
-        members.sort(key=layout.order)
-        before = result[shard][-1].inputs if result[shard] else recipe
-        chain = hashlib.sha256(before + repr((shard, stage)).encode())
-        for record in members:
+        shard = layout.shard(record.subject, said)
+        grouped.setdefault(shard, {}).setdefault(stage, []).append(record)
+    for stages in grouped.values():
+        for members in stages.values():
+            members.sort(key=layout.order)
+    return {
+        shard: [
+            part
+            for order, places in enumerate(layout.places)
+            for part in _chain(shard, order, places, grouped.get(shard, {}), recipe)
+        ]
+        for shard in range(layout.shards)
+    }
+
+
+def _chain(
+    shard: int,
+    order: int,
+    places: Mapping[int, int],
+    stages: Mapping[Stage, Sequence[Record]],
+    recipe: bytes,
+) -> Iterator[Slice]:
+    """The slices of one order, each bound to all before it."""
+    before: bytes | None = None
+    for stage in sorted(stages, key=lambda stage: (stage[0], places[stage[1]])):
+        where = (shard, stage, order) if order else (shard, stage)
+        chain = hashlib.sha256((before or recipe) + repr(where).encode())
+        for record in stages[stage]:
             chain.update(record.handle + record.content)
-        result[shard].append(Slice(shard, stage, tuple(members), chain.digest()))
-    return result
+        inputs = chain.digest()
+        records = tuple(stages[stage])
+        yield Slice(shard, stage, records, inputs, order, places[stage[1]], before)
+        before = inputs

@@ -25,6 +25,10 @@ With risk. Where a share of the subjects draws most of the demands, slices diffe
 chance of a demand; the same sum is taken over a table of both (`Table`), so that placing by risk is
 compared with placing by hash in one formula.
 
+With several orders of slices (`orders.py`) each order is trained, and retrained, on its own: everything
+but the storage of blocks is multiplied. An order of blocks needs the room of one adapter without
+moments, where plain slices need three times an adapter for each. What is gained is in `survived`.
+
 Guarantees: exact expectations for demands that fall independently on documents of equal size.
 
 Not guaranteed: that documents are equal, that a removed document makes the next retraining cheaper
@@ -39,9 +43,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_unlearn.sisa.orders import deletions_survived
+
 Mode = Literal["cumulative", "sequential"]
 PlaceBy = Literal["hash", "risk-slices", "risk-shards"]
-BYTES = 4  # float32: the adapter and AdamW's two moments
+BYTES = 4  # float32; a plain checkpoint holds the adapter and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Estimate:
         one_by_one: the demands of a month, each retrained by itself.
         batched: the demands of a month, retrained together once.
         checkpoints: how many there are, and `storage` their bytes.
+        survived: demands on a shard until none of its orders serves, if none is retrained meanwhile.
         documents_per_adapter: what one adapter learns from, on average.
     """
 
@@ -100,6 +107,7 @@ class Estimate:
     batched: Cost
     checkpoints: int
     storage: int
+    survived: float
     documents_per_adapter: float
 
 
@@ -177,6 +185,7 @@ class Workload:
 
     Args:
         deletions: demands a month.
+        orders: of each shard's slices, and `blocks` as in the settings.
         parameters: of one adapter.
         tokens_per_second: real tokens in training; None where it is not known.
     """
@@ -190,6 +199,8 @@ class Workload:
     risk: Risk | None = None
     mode: Mode = "cumulative"
     place_by: PlaceBy = "hash"
+    orders: int = 1
+    blocks: bool = False
 
 
 def estimate(load: Workload, shards: int, slices: int) -> Estimate:
@@ -201,12 +212,13 @@ def estimate(load: Workload, shards: int, slices: int) -> Estimate:
     naive = load.epochs * tokens
 
     def cost(share: float, times: int = 1) -> Cost:
-        spent = share * passes * tokens * times
+        spent = share * passes * tokens * times * load.orders
         rate = load.tokens_per_second
         return Cost(spent / naive, spent, None if rate is None else spent / rate)
 
     one = retrained_share(places, 1, load.mode)
-    checkpoints = shards * slices
+    checkpoints = shards * slices * load.orders
+    adapters = shards * load.orders if load.blocks else 3 * checkpoints
     return Estimate(
         shards=shards,
         slices=slices,
@@ -218,7 +230,8 @@ def estimate(load: Workload, shards: int, slices: int) -> Estimate:
         one_by_one=cost(one, load.deletions),
         batched=cost(retrained_share(places, load.deletions, load.mode)),
         checkpoints=checkpoints,
-        storage=checkpoints * 3 * BYTES * load.parameters,
+        storage=adapters * BYTES * load.parameters,
+        survived=deletions_survived(slices, load.orders),
         documents_per_adapter=load.documents / shards,
     )
 
@@ -242,7 +255,7 @@ def propose(
         batched: retrain the demands of a month together.
     """
     for shards in range(1, most_shards + 1):
-        for slices in range(1, most_slices + 1):
+        for slices in range(load.orders, most_slices + 1):
             if load.risk and (
                 (load.place_by == "risk-slices" and slices < 2)
                 or (load.place_by == "risk-shards" and shards < 2)

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from llm_unlearn.models import lean
 from llm_unlearn.models.chat import Example
-from llm_unlearn.models.lora import AdapterHost, AdapterState
+from llm_unlearn.models.lora import AdapterHost, AdapterState, Block
 from llm_unlearn.models.prefix import lower_states, upper_part
 
 
@@ -44,11 +44,13 @@ class TrainState:
 
     `moments` maps `exp_avg.NAME` and `exp_avg_sq.NAME` to float32 tensors shaped like the adapter's
     (empty before the first step). Random numbers need no state: each stage is seeded anew.
+    `trained` names the tensors of the block that the last stage trained; None where it trained all.
     """
 
     adapter: AdapterState
     moments: Mapping[str, Tensor]
     step: int
+    trained: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def train_stage(
     seed: bytes,
     on_step: Callable[[float, int], None] | None = None,
     prepared: Prepared | None = None,
+    block: Block | None = None,
 ) -> TrainState:
     """Train over all the given slices, or whatever groups of documents must share no batch.
 
@@ -86,13 +89,15 @@ def train_stage(
         seed: decides the order of batches, nothing else.
         on_step: called after each optimizer step with its loss and number of real tokens.
         prepared: batches kept from one stage of a shard to the next; they depend on their own
-            documents alone, so keeping them changes no bit.
+            documents alone, so keeping them changes no bit. None with a block, whose batches depend
+            on the layers below it.
+        block: trains only this part of the adapter, with moments of its own that end with the stage.
 
     Returns:
         A new state; `start` is not changed, and is the result when there is nothing to predict.
     """
     with host.lock:
-        return _train_stage(host, start, slices, settings, seed, on_step, prepared)
+        return _train_stage(host, start, slices, settings, seed, on_step, prepared, block)
 
 
 def _train_stage(
@@ -103,9 +108,13 @@ def _train_stage(
     seed: bytes,
     on_step: Callable[[float, int], None] | None,
     prepared: Prepared | None,
+    block: Block | None,
 ) -> TrainState:
-    runner = lean.Lean(host) if lean.fits(host) else _Whole(host)
+    names = host.names if block is None else block.names
+    first = host.first_layer if block is None else block.first
+    runner = lean.Lean(host, first) if lean.fits(host) else _Whole(host, first)
     prepared = {} if prepared is None else prepared
+    host.load(start.adapter)
     batches: list[Any] = []
     for part in slices:
         for chosen in cut_batches(part, settings.batch_size):
@@ -114,20 +123,22 @@ def _train_stage(
                 prepared[members] = runner.collate(members)
             batches.append(prepared[members])
     if not batches:  # documents without a token to predict
-        return start
-    host.load(start.adapter)
+        return start if block is None else TrainState(start.adapter, {}, start.step, block.names)
+    parameters = host.parameters(names)
     optimizer = torch.optim.AdamW(
-        host.parameters(),
+        parameters,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
         eps=1e-8,
         fused=True,
     )
-    _restore(optimizer, host, start)
+    if block is None:
+        _restore(optimizer, host, start)
     total = settings.epochs * len(batches)
     done = 0
-    with contextlib.nullcontext() if isinstance(runner, lean.Lean) else runner.ready():
+    ready = contextlib.nullcontext() if isinstance(runner, lean.Lean) else runner.ready()
+    with ready, host.training(names):
         for epoch in range(settings.epochs):
             shuffled = list(batches)
             random.Random(hashlib.sha256(seed + epoch.to_bytes(4, "big")).digest()).shuffle(
@@ -140,11 +151,13 @@ def _train_stage(
                 loss = runner.loss(batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(host.parameters(), settings.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
                 optimizer.step()
                 done += 1
                 if on_step is not None:
                     on_step(float(loss.detach()), batch.tokens)
+    if block is not None:
+        return TrainState(host.state(), {}, start.step + done, block.names)
     return _capture(optimizer, host, start.step + done)
 
 
@@ -163,18 +176,19 @@ def schedule(step: int, total: int, warmup: float) -> float:
 class _Whole:
     """Batches and losses through the model's own forward, whatever its architecture."""
 
-    def __init__(self, host: AdapterHost) -> None:
+    def __init__(self, host: AdapterHost, first: int) -> None:
         self._host = host
+        self._first = first
         self._entering: list[Tensor] = []
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Skip the layers below the first adapted one."""
-        with upper_part(self._host.layers, self._host.first_layer) as self._entering:
+        """Skip the layers below the first that trains."""
+        with upper_part(self._host.layers, self._first) as self._entering:
             yield
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """A right-padded batch with the states that enter the first adapted layer."""
+        """A right-padded batch with the states that enter the first layer that trains."""
         host = self._host
         width = max(len(e.ids) for e in examples)
         ids = torch.zeros((len(examples), width), dtype=torch.long)
@@ -185,8 +199,8 @@ class _Whole:
             ids[row, :length] = torch.tensor(example.ids)
             predicted = torch.tensor(example.loss)
             targets[row, :length][predicted] = ids[row, :length][predicted]
-            if host.first_layer > 0:
-                states.append(lower_states(host.model, host.layers, host.first_layer, example.ids))
+            if self._first > 0:
+                states.append(lower_states(host.model, host.layers, self._first, example.ids))
         hidden = None
         if states:
             hidden = torch.zeros((len(states), width, states[0].shape[-1]), dtype=states[0].dtype)

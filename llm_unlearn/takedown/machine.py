@@ -27,6 +27,7 @@ from llm_unlearn.errors import Damaged, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import timed
 from llm_unlearn.sisa.build import Progress, build, stale
+from llm_unlearn.sisa.layout import slice_number
 from llm_unlearn.takedown import receipt as receipts
 from llm_unlearn.takedown.journal import After, Case, Filed, Journal
 from llm_unlearn.takedown.plan import Plan
@@ -228,7 +229,10 @@ class Takedowns:
         salt = bytes.fromhex(case.salt)
         known = {(item.shard, item.slice) for item in case.checkpoints}
         for item in doomed:
-            shard, number = item.shard, _slice_number(item.name, opened.training.slices)
+            shard, number = (
+                item.shard,
+                slice_number(item.name, opened.training.slices, opened.training.orders),
+            )
             if (shard, number) not in known:
                 digest = _digest(opened, item)
                 made = receipts.commit_checkpoint(salt, shard=shard, slice=number, digest=digest)
@@ -375,12 +379,6 @@ def _digest(opened: Opened, item: Listed) -> str:
         return opened.checkpoints.digest(item)
     except Damaged:
         return "0" * 64
-
-
-def _slice_number(name: str, slices: int) -> int:
-    """The place of a checkpoint's slice among all slices of its shard, over generations."""
-    _, generation, part = name.split(".")
-    return (int(generation.rsplit("-", 1)[1]) - 1) * slices + int(part.rsplit("-", 1)[1])
 
 
 def _now() -> str:

@@ -195,7 +195,7 @@ def _after(opened: Opened, gone: set[bytes]) -> list[ShardState]:
     }
     dropped = opened.dropped()
     return [
-        replace(state, wanted=()) if state.shard in dropped else state
+        replace(state, lanes=()) if state.shard in dropped else state
         for state in after
         if state.shard in affected
     ]

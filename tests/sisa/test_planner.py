@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import statistics
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -163,3 +164,13 @@ def test_proposals_keep_within_the_budget_with_the_fewest_shards_first() -> None
     fewer = estimate(load, found[0].shards - 1, 16).one_by_one.seconds
     assert fewer is not None
     assert fewer > budget
+
+
+def test_orders_multiply_the_training_and_blocks_divide_the_room() -> None:
+    """8 shards of 4 slices: 3 numbers for each of 32 checkpoints; 2 orders of blocks: 16 adapters."""
+    load = Workload(600, 80.0, 10, parameters=1000)
+    plain = estimate(load, 8, 4)
+    assert (plain.storage, plain.checkpoints, plain.survived) == (32 * 3 * 4 * 1000, 32, 4.0)
+    both = estimate(replace(load, orders=2, blocks=True), 8, 4)
+    assert (both.storage, both.checkpoints, both.survived) == (16 * 4 * 1000, 64, 6.0)
+    assert both.deletion.tokens == 2 * plain.deletion.tokens

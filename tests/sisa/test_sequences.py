@@ -1,6 +1,6 @@
 """Random lives of a sharded corpus: whatever happened, the checkpoints are those of never-had.
 
-Adds, deletions, further generations, training that is cut short anywhere and goes on, over both ways of
+Adds, deletions, further generations, training that is cut short anywhere and goes on, over every way of
 slicing, down to real training of a tiny model; compared as plaintext, moments and step included.
 """
 
@@ -28,26 +28,31 @@ from llm_unlearn.sisa.build import build, planned_steps, shard_states, stage_rec
 from llm_unlearn.sisa.checkpoints import Checkpoints
 from llm_unlearn.sisa.layout import Layout, Slice, slices
 
-MODES = ("cumulative", "sequential")
+MODES: dict[str, dict[str, object]] = {
+    "cumulative": {},
+    "sequential": {"slicing": "sequential"},
+    "orders": {"orders": 2},
+    "blocks": {"orders": 2, "blocks": True},
+}
 
 
 class _Cut(Exception):
     """Training ends here, as by a kill between two steps."""
 
 
-def _training(slicing: str) -> TrainingConfig:
+def _training(mode: str) -> TrainingConfig:
     return TrainingConfig.model_validate(
         {
             "shards": 2,
             "slices": 3,
-            "slicing": slicing,
             "replay": 0.5,
             "epochs": 2,
             "batch_size": 2,
-            "top_layers": 1,
+            "top_layers": 3,
             "lora_rank": 2,
             "dtype": "float32",
             "threads": 1,
+            **MODES[mode],
         }
     )
 
@@ -90,7 +95,7 @@ class _Life:
         self.checkpoints = Checkpoints(folder / "adapters", database, keyring)
         self.host, self.training = host, training
         self.live: dict[int, Record] = {}
-        self.layout = Layout(bytes(32), training.shards, training.slices)
+        self.layout = Layout(bytes(32), training.shards, training.slices, orders=training.orders)
 
     def train(self, most: int | None = None) -> None:
         """Dispose of what is stale, then build; `most` steps and no more, if given."""
@@ -113,7 +118,7 @@ class _Life:
 
 @pytest.fixture(scope="module")
 def host(tiny_references: dict[str, str]) -> AdapterHost:
-    return AdapterHost(load_causal(tiny_references["llama"], "float32"), LoraShape(2, 4, 1))
+    return AdapterHost(load_causal(tiny_references["llama"], "float32"), LoraShape(2, 4, 3))
 
 
 numbers = st.integers(0, 17)
@@ -126,7 +131,7 @@ deeds = st.one_of(
 Deeds = list[tuple[str, object]]
 
 
-@pytest.mark.parametrize("slicing", MODES)
+@pytest.mark.parametrize("mode", MODES)
 @given(done=st.lists(deeds, min_size=2, max_size=7))
 @example(done=[("add", list(range(9))), ("train", None), ("delete", list(range(9)))])  # all gone
 @example(done=[("add", list(range(9))), ("train", None), ("delete", [0, 1])])  # all but one
@@ -136,10 +141,10 @@ Deeds = list[tuple[str, object]]
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_life_ends_as_if_the_rest_had_never_been(
-    host: AdapterHost, slicing: str, done: Deeds
+    host: AdapterHost, mode: str, done: Deeds
 ) -> None:
     torch.set_num_threads(1)
-    training = _training(slicing)
+    training = _training(mode)
     with tempfile.TemporaryDirectory() as folder:
         (lived := Path(folder, "lived")).mkdir()
         (fresh := Path(folder, "fresh")).mkdir()
