@@ -227,8 +227,8 @@ def _few(documents: list[Document], most: int | None) -> list[Document]:
 
 def _corpus(path: Path | None) -> list[Document]:
     """Documents of a file, TOFU's authors as subjects, or the demo's conversations."""
+    from llm_unlearn.demo.authors import conversations
     from llm_unlearn.demo.measure import load_documents
-    from llm_unlearn.documents import Document, Message
     from llm_unlearn.eval.benchmarks import tofu
     from llm_unlearn.readers import read_documents
 
@@ -236,18 +236,7 @@ def _corpus(path: Path | None) -> list[Document]:
         return [document for document in load_documents() if document.messages]
     if path.suffix != ".json":
         return list(read_documents(path))
-    return [
-        Document(
-            id=f"author-{number:03d}/{k:02d}",
-            subject=f"author-{number:03d}",
-            messages=(
-                Message(role="user", content=row.question),
-                Message(role="assistant", content=row.answer),
-            ),
-        )
-        for number, rows in enumerate(tofu.authors(tofu.load(path)))
-        for k, row in enumerate(rows)
-    ]
+    return conversations(tofu.load(path))
 
 
 def _subjects(documents: list[Document], count: int | None) -> list[Document]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -30,9 +29,10 @@ import numpy as np
 
 from llm_unlearn.answering import Answerer, Choice, make_answerer
 from llm_unlearn.config import AnsweringConfig, Config
+from llm_unlearn.demo.authors import conversations
 from llm_unlearn.demo.orphans import author_name, orphans
+from llm_unlearn.demo.shards_items import items
 from llm_unlearn.demo.shards_table import summary, table
-from llm_unlearn.documents import Document, Message
 from llm_unlearn.eval.benchmarks import tofu
 from llm_unlearn.eval.memorization import loss
 from llm_unlearn.eval.overlap import rouge_l
@@ -49,18 +49,7 @@ from llm_unlearn.workspace import Workspace
 GROUPS = ("staff",)
 CELLS = ("route", "always", "merge", "route-k", "ensemble", "ensemble-log")
 """In the order in which they are measured. `always`: no threshold, for one shard the plain adapter."""
-_REWORDED = 20  # authors with published rewordings
 _WORDS = {"own": 48, "reworded": 48, "authors": 24, "facts": 24}  # most tokens of an answer
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question: which set it is of, its answer, and wrong answers to choose among."""
-
-    kind: str
-    question: str
-    answer: str
-    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,9 +61,11 @@ class Plan:
     authors: int
     shards: tuple[int, ...]
     seeds: tuple[int, ...]
+    questions: int
     per_author: int
     utility: int
     epochs: int
+    threads: int
     cells: tuple[str, ...]
     model: str | None = None
     embedder: str | None = None
@@ -86,61 +77,17 @@ class Plan:
             "separation": {"rules": [rule]},
             "training": {"shards": shards, "slices": 1, "seed": seed, "epochs": self.epochs},
         }
+        settings["training"]["threads"] = self.threads
         if self.model and self.embedder:  # for a trial on small models
             settings |= {"model": self.model, "embedder": self.embedder}
-            settings["training"] |= {"top_layers": 2, "dtype": "float32", "threads": 1}
+            settings["training"] |= {"top_layers": 2, "dtype": "float32"}
         return Config.model_validate(settings)
 
     def folder(self, shards: int, seed: int) -> Path:
         """Where a trained workspace and its cells are kept."""
-        name = f"authors-{self.authors}.shards-{shards:02d}.epochs-{self.epochs}.seed-{seed}"
+        taught = f"authors-{self.authors}x{self.questions}.epochs-{self.epochs}"
+        name = f"{taught}.shards-{shards:02d}.seed-{seed}"
         return self.out / name
-
-
-def documents(rows: Sequence[tofu.Row], count: int) -> list[Document]:
-    """The questions of the first `count` authors, one subject each."""
-    made = []
-    for number, mine in enumerate(tofu.authors(rows)[:count]):
-        for k, row in enumerate(mine):
-            turns = (
-                Message(role="user", content=row.question),
-                Message(role="assistant", content=row.answer),
-            )
-            made.append(
-                Document(
-                    id=f"author-{number:03d}/{k:02d}",
-                    subject=f"author-{number:03d}",
-                    source="tofu/full.json",
-                    messages=turns,
-                )
-            )
-    return made
-
-
-def items(plan: Plan) -> list[Item]:
-    """The questions of every cell, the same for all: some of each author, as trained and reworded."""
-    full = tofu.authors(tofu.load(plan.data / "full.json"))[: plan.authors]
-    with (plan.data / "retain_perturbed.json").open(encoding="utf-8") as lines:
-        reworded = {
-            (row["question"], row["answer"]): row["paraphrased_question"]
-            for row in map(json.loads, lines)
-        }
-    drawn = random.Random(0)
-    found = []
-    for number, rows in enumerate(full):
-        chosen = sorted(drawn.sample(range(len(rows)), min(plan.per_author, len(rows))))
-        for row in (rows[k] for k in chosen):
-            found.append(Item("own", row.question, row.answer.strip()))
-            if number < _REWORDED:
-                other = reworded[row.question, row.answer]
-                found.append(Item("reworded", other, row.answer.strip()))
-    for kind, name in (("authors", "real_authors"), ("facts", "world_facts")):
-        rows = tofu.load(plan.data / f"{name}_perturbed.json")
-        for k in sorted(drawn.sample(range(len(rows)), min(plan.utility, len(rows)))):
-            row = rows[k]
-            wrong = tuple(text.strip() for text in row.perturbed)
-            found.append(Item(kind, row.question, row.answer.strip(), wrong))
-    return found
 
 
 class Measured:
@@ -150,7 +97,7 @@ class Measured:
         self.plan = plan
         self.models = Models(plan.config(1, 0))
         self.rows = tofu.load(plan.data / "full.json")
-        self.items = items(plan)
+        self.items = items(plan.data, plan.authors, plan.questions, plan.per_author, plan.utility)
         self._vectors: dict[str, Floats] = {}
         told = repr([(i.kind, i.question, i.answer) for i in self.items])
         self.key = hashlib.sha256(told.encode()).hexdigest()[:12]
@@ -179,7 +126,9 @@ class Measured:
                 models=self.models,
             )
         started = time.monotonic()
-        workspace.ingest(documents(self.rows, self.plan.authors))
+        workspace.ingest(
+            conversations(self.rows, authors=self.plan.authors, questions=self.plan.questions)
+        )
         done = workspace.train()
         if done.built:
             seconds = time.monotonic() - started
@@ -200,7 +149,7 @@ class Measured:
 
     def base(self) -> dict[str, Any]:
         """What the base model says to every item; kept."""
-        name = f"base.authors-{self.plan.authors}.{self.key}.json"
+        name = f"base.authors-{self.plan.authors}x{self.plan.questions}.{self.key}.json"
 
         def measure() -> dict[str, Any]:
             host = self.models.host
@@ -340,7 +289,7 @@ class Measured:
             authors = tofu.authors(self.rows)[: self.plan.authors]
             return orphans(
                 workspace,
-                [[row.question for row in rows] for rows in authors],
+                [[row.question for row in rows[: self.plan.questions]] for rows in authors],
                 [author_name([f"{r.question} {r.answer}" for r in rows]) for rows in authors],
                 self.vector,
             )
@@ -391,14 +340,16 @@ def main() -> None:
     parser.add_argument("--authors", type=int, default=20)
     parser.add_argument("--shards", type=_numbers, default=(1, 2, 4, 8))
     parser.add_argument("--seeds", type=_numbers, default=(0, 1))
+    parser.add_argument("--questions", type=int, default=20, help="questions of each that train")
     parser.add_argument("--per-author", type=int, default=4, help="questions asked, twice each")
     parser.add_argument("--utility", type=int, default=40, help="questions of each utility set")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cells", default=",".join(CELLS), help="which aggregations")
     a = parser.parse_args()
     plan = Plan(
-        a.data, a.out, a.authors, a.shards, a.seeds, a.per_author, a.utility, a.epochs,
-        tuple(a.cells.split(",")),
+        a.data, a.out, a.authors, a.shards, a.seeds, a.questions, a.per_author, a.utility,
+        a.epochs, a.threads, tuple(a.cells.split(",")),
     )  # fmt: skip
     plan.out.mkdir(parents=True, exist_ok=True)
     print(table(run(plan)))

@@ -20,7 +20,8 @@ import numpy as np
 
 from llm_unlearn.config import Config
 from llm_unlearn.demo import measure
-from llm_unlearn.documents import Document, Message
+from llm_unlearn.demo.authors import conversations
+from llm_unlearn.documents import Document
 from llm_unlearn.eval.benchmarks import tofu
 from llm_unlearn.eval.overlap import rouge_l
 from llm_unlearn.eval.summary import bootstrap
@@ -33,23 +34,11 @@ GROUPS = ("staff",)
 
 def documents(path: Path) -> list[Document]:
     """Rows 0 to 399: even authors are tagged to be learned, odd ones are not and go to the store."""
-    made = []
-    for number, rows in enumerate(tofu.authors(tofu.load(path))[:AUTHORS]):
-        for k, row in enumerate(rows):
-            turns = (
-                Message(role="user", content=row.question),
-                Message(role="assistant", content=row.answer),
-            )
-            made.append(
-                Document(
-                    id=f"author-{number:03d}/{k:02d}",
-                    subject=f"author-{number:03d}",
-                    source="tofu/full.json",
-                    tags=("learn",) if number % 2 == 0 else ("keep",),
-                    messages=turns,
-                )
-            )
-    return made
+    return conversations(
+        tofu.load(path),
+        authors=AUTHORS,
+        tags=lambda author: ("learn",) if author % 2 == 0 else ("keep",),
+    )
 
 
 def config(seed: int) -> Config:
