@@ -120,7 +120,7 @@ def test_the_expected_time_counts_bytes(make: Maker) -> None:
     state = opened.states()[0]
     per_slice = [sum(sizes[r.handle] for r in part.records) for part in state.wanted]
     passes = 1  # epochs 2, 3 slices: round(4 / 4)
-    one = replace(state, clean=1)
+    one = replace(state, lanes=(replace(state.best, clean=1),))
     by_hand = passes * sum(sum(per_slice[: k + 1]) for k in range(1, len(per_slice)))
     assert work([one], opened.training, sizes) == by_hand
     with opened.database.transaction():
