@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
+from llm_unlearn.models import attention
 from llm_unlearn.models import reference as references
 
 Dtype = Literal["float32", "bfloat16"]
@@ -73,7 +74,18 @@ def load_causal(reference: str, dtype: Dtype = "bfloat16") -> CausalModel:
     model.requires_grad_(False)
     model.eval()
     model.to(device)
+    attention.use(model)
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_contiguous)
     return CausalModel(reference, references.digest(Path(folder)), model, tokenizer, device)
+
+
+def _contiguous(
+    _head: torch.nn.Module, given: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """The last states of a batch, cut out of it: as they are, torch copies the vocabulary for each row."""
+    return (given[0].contiguous(), *given[1:])
 
 
 @torch.inference_mode()
