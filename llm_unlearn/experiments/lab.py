@@ -30,7 +30,7 @@ from llm_unlearn.experiments.problem import Problem
 from llm_unlearn.experiments.settings import CompareConfig, Side
 from llm_unlearn.files import os_errors, write_atomic
 from llm_unlearn.opened import Models
-from llm_unlearn.sisa.build import ShardState, visits
+from llm_unlearn.sisa.build import ShardState, shard_states, visits
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.workspace import Workspace
 
@@ -125,9 +125,9 @@ class Lab:
             began = time.monotonic()
             built = workspace.train(shards=shards).built
             seconds = round(time.monotonic() - began, 2)
-            states = [s for s in workspace.opened.states() if s.shard in shards]
-            whole = len(built) == sum(len(s.wanted) for s in states)
-            fresh = [ShardState(s.shard, s.wanted, 0) for s in states]
+            wanted = workspace.opened.wanted()
+            fresh = shard_states({shard: wanted[shard] for shard in shards}, {})
+            whole = len(built) == sum(len(s.missing) for s in fresh)
             tokens = _tokens(workspace, fresh)
             return Built(_serving(workspace, shards), Price(seconds if whole else None, tokens))
 
@@ -136,7 +136,7 @@ class Lab:
         self.told(f"seed {self.seed}, {side}: deleting and retraining")
         with self._workspace(side, "learned") as workspace:
             opened = workspace.opened
-            earlier = {name: item.inputs for name, item in opened.checkpoints.listed().items()}
+            earlier = opened.checkpoints.listed()
             began = time.monotonic()
             try:
                 workspace.takedown(ids=self.problem.forget, probe=False)
@@ -144,11 +144,8 @@ class Lab:
             except NotFound:  # an interrupted run had deleted them already
                 workspace.resume()
                 seconds = None
-            states = []
-            for state in opened.states():
-                if state.shard in shards:
-                    same = [p for p in state.wanted if earlier.get(p.name) == p.inputs]
-                    states.append(ShardState(state.shard, state.wanted, len(same)))
+            wanted = opened.wanted()
+            states = shard_states({shard: wanted[shard] for shard in shards}, earlier)
             tokens = None if seconds is None else _tokens(workspace, states)
             return Built(_serving(workspace, shards), Price(seconds, tokens))
 
