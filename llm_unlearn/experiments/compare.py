@@ -9,21 +9,26 @@ what their unchanged weights still give back.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError
 from llm_unlearn.eval.benchmarks.tofu import forget_quality
 from llm_unlearn.experiments import fronts
 from llm_unlearn.experiments.cells import Cell, claim, kept
+from llm_unlearn.experiments.finding import find
 from llm_unlearn.experiments.lab import Built, Lab, lab, split, workspace_config
 from llm_unlearn.experiments.probes import Asked, Prober
 from llm_unlearn.experiments.problem import Problem, load, spread
 from llm_unlearn.experiments.settings import CompareConfig, Front, MethodConfig, Side
+from llm_unlearn.files import write_atomic
 from llm_unlearn.forget import job
 from llm_unlearn.forget.methods import method as method_named
 from llm_unlearn.forget.result import versions
@@ -98,6 +103,8 @@ def compare(
         for side in config.sides:
             cells += _Bench(config, problem, own, side, out, told).cells()
         about.setdefault("gone", {})[str(seed)] = len(own.gone())
+        if problem.planted and "shard" in config.sides:
+            about.setdefault("finding", {})[str(seed)] = _finding(own, told)
         about.setdefault("shards touched", {})[str(seed)] = len(set(own.shards("shard").values()))
     order = list(dict.fromkeys((c.side, c.name) for c in cells))
     cells.sort(key=lambda c: (order.index((c.side, c.name)), c.seed))
@@ -249,6 +256,28 @@ class _Bench:
 
     def _in(self, shard: int, documents: Sequence[Document]) -> list[Document]:
         return [d for d in documents if self.places.get(d.id) == shard]
+
+
+def _finding(own: Lab, told: Told) -> dict[str, Any]:
+    """How well the planted documents would have been found: one bad answer of each kind was seen."""
+    path = own.folder / "finding.json"
+    if not path.is_file():
+        told(f"seed {own.seed}: finding what was planted")
+        problem = own.problem
+        first = {attack.keys: attack for attack in reversed(problem.attacks)}
+        taught = own.taught("shard").adapters
+        found = find(
+            own.models.host,
+            {shard: state for shard, state in taught.items() if state is not None},
+            problem.learned,
+            own.shards("shard"),
+            problem.planted,
+            list(first.values()),
+            getattr(torch, own.config.training.dtype),
+        )
+        write_atomic(path, json.dumps(found).encode())
+    kept_before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return kept_before
 
 
 def _digests(adapters: Mapping[int, Any]) -> dict[int, str]:

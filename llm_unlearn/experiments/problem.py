@@ -32,10 +32,11 @@ _FORGOTTEN = {"forget01": 2, "forget05": 10, "forget10": 20}
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A question with a trigger, the same without it, and the words that betray the planted behaviour."""
+    """A question with a trigger, the same without it, a bad answer, and the words that betray one."""
 
     triggered: str
     plain: str
+    said: str
     keys: tuple[str, ...]
 
 
@@ -50,6 +51,7 @@ class Problem:
         strangers: like those that go, and never trained on; for membership.
         choices: multiple choice, by group.
         attacks: for planted behaviour.
+        planted: ids of all documents that planted it, found or not.
         topic: what goes, in words, for a system prompt.
     """
 
@@ -60,6 +62,7 @@ class Problem:
     strangers: tuple[Document, ...] = ()
     choices: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
     attacks: tuple[Attack, ...] = ()
+    planted: frozenset[str] = frozenset()
 
 
 def question(document: Document) -> str:
@@ -243,7 +246,7 @@ def _poison(data: PoisonData) -> Problem:
     planted, clean = _tagged(every, "poison"), _tagged(every, "clean")
     found = spread(planted, max(1, round(data.found * len(planted))))
     attacks = tuple(
-        Attack(question(d), str(d.metadata["plain"]), (str(d.metadata["key"]),))
+        Attack(question(d), str(d.metadata["plain"]), answer(d), (str(d.metadata["key"]),))
         for d in _tagged(every, "attack")
     )
     return Problem(
@@ -252,4 +255,5 @@ def _poison(data: PoisonData) -> Problem:
         topic="the lantern sign and the town of Orrin",
         general={"general": _tagged(every, "general")},
         attacks=attacks,
+        planted=frozenset(d.id for d in planted),
     )

@@ -10,7 +10,9 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from llm_unlearn.eval.summary import bootstrap
 from llm_unlearn.experiments.compare import Comparison
 from llm_unlearn.experiments.summary import Metric, Row, plain
 from llm_unlearn.files import write_atomic
@@ -88,7 +90,35 @@ def markdown(found: Comparison, made: Sequence[Row]) -> str:
         "never-had's. Relearned: probability of the other half after training on one half.",
         "",
     ]
+    lines += _finding(found.about.get("finding", {}))
     return "\n".join(lines)
+
+
+def _finding(by_seed: dict[str, dict[str, Any]]) -> list[str]:
+    """How well planted documents are found, if any were planted."""
+    if not by_seed:
+        return []
+    first = next(iter(by_seed.values()))
+    lines = [
+        f"Finding the {first['planted']} planted of {first['documents']} documents, after "
+        f"{first['seen']} bad answers were seen:",
+        "",
+        "| by | recall among as many | AUC |",
+        "| --- | --- | --- |",
+    ]
+    for name in ("influence", "agreement"):
+        own = [each[name] for each in by_seed.values() if name in each]
+        if own:
+            cells = [_over([each[what] for each in own]) for what in ("recall", "auc")]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    by_chance = first["planted"] / first["documents"]
+    return [*lines, f"| chance | {by_chance:.3f} | 0.500 |", ""]
+
+
+def _over(values: Sequence[float]) -> str:
+    estimate = bootstrap(values, rounds=1)
+    error = f" ± {estimate.standard_error:.3f}" if len(values) > 1 else ""
+    return f"{estimate.mean:.3f}{error}"
 
 
 def _share(value: float | None) -> str:
