@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.experiments.settings import CompareConfig, read
+from llm_unlearn.experiments.settings import (
+    CompareConfig,
+    HardnessConfig,
+    SeparationConfig,
+    kind_of,
+    read,
+)
 from llm_unlearn.experiments.summary import Row
 
 Told = Callable[[str], None]
@@ -41,6 +47,11 @@ def run(
     Raises:
         InputError: the config, the data or the folder do not fit.
     """
+    kind = kind_of(path)
+    if kind == "hardness":
+        return _hardness(read(path, HardnessConfig, data or {}, overrides), out, told)
+    if kind == "separation":
+        return _separation(read(path, SeparationConfig, data or {}, overrides), out, told)
     from llm_unlearn.experiments.compare import compare
     from llm_unlearn.experiments.summary import plain, rows
     from llm_unlearn.experiments.table import write
@@ -50,3 +61,19 @@ def run(
     made = rows(found)
     write(found, made, out)
     return Result(plain(found, made), made, found.unequal())
+
+
+def _hardness(config: HardnessConfig, out: Path, told: Told) -> Result:
+    from llm_unlearn.experiments.hardness import hardness, summary, write
+
+    plain = summary(hardness(config, out, told=told))
+    write(plain, out)
+    return Result(plain)
+
+
+def _separation(config: SeparationConfig, out: Path, told: Told) -> Result:
+    from llm_unlearn.experiments.separation import separation, summary, write
+
+    plain = summary(separation(config, out, told=told))
+    write(plain, out)
+    return Result(plain)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from llm_unlearn.config import TrainingConfig
+from llm_unlearn.config import AnsweringConfig, TrainingConfig
 from llm_unlearn.config_placement import Real, Settings
 from llm_unlearn.config_source import Written, apply_override, explain, read_yaml
 from llm_unlearn.errors import InputError
@@ -179,6 +179,59 @@ class CompareConfig(Settings):
 
         RunSettings.model_validate(value)
         return value
+
+
+class HardnessConfig(Settings):
+    """Facts of three kinds, each forgotten alone."""
+
+    version: Literal[1] = Field(default=1, description="Format of this file.")
+    kind: Literal["hardness"] = Field(description="What kind of experiment.")
+    model: str = Field(default="packaged:smollm2-135m-instruct", description="Base model.")
+    embedder: str = Field(default="packaged:all-minilm-l6-v2", description="Embedder.")
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="How the facts are learned; one adapter, no shards."
+    )
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1, description="Each a whole run.")
+    kinds: tuple[Literal["rare", "common", "fundamental"], ...] = Field(
+        default=("rare", "common", "fundamental"), min_length=1, description="Which facts."
+    )
+    facts: int = Field(default=8, ge=1, strict=True, description="Of each kind, at most.")
+    method: MethodConfig = Field(
+        default=MethodConfig(name="npo"), description="How each is forgotten; stepwise."
+    )
+    target: Real = Field(default=0.1, gt=0, lt=1, description="Forgotten at this probability.")
+    most_steps: int = Field(default=40, ge=1, strict=True, description="Steps tried.")
+    steps: int = Field(default=8, ge=1, strict=True, description="Steps at each strength.")
+    strengths: tuple[Real, ...] = Field(
+        default=(0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, description="Strengths tried, upwards."
+    )
+    most_passes: int = Field(default=12, ge=1, strict=True, description="Of relearning, tried.")
+    relearn_rate: Real = Field(default=5e-4, gt=0, le=0.1, description="Learning rate of these.")
+    entailed_at: Real = Field(
+        default=0.2, gt=0, lt=1, description="A probe entails a fact from this probability on."
+    )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class SeparationConfig(Settings):
+    """The same documents in the store, in adapters, or in both."""
+
+    version: Literal[1] = Field(default=1, description="Format of this file.")
+    kind: Literal["separation"] = Field(description="What kind of experiment.")
+    model: str = Field(default="packaged:smollm2-135m-instruct", description="Base model.")
+    embedder: str = Field(default="packaged:all-minilm-l6-v2", description="Embedder.")
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="How the adapters learn; see configs/default.yaml."
+    )
+    answering: AnsweringConfig = Field(
+        default=AnsweringConfig(), description="How questions are answered."
+    )
+    seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1, description="Each a whole run.")
+    subjects: int = Field(default=8, ge=2, strict=True, description="Subjects, at most.")
 
 
 def read(path: Path, kind: type[M], data: Mapping[str, str], overrides: Sequence[str] = ()) -> M:
