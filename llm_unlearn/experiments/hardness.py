@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.documents import Document, Message
 from llm_unlearn.eval.summary import Estimate, bootstrap, resamples
@@ -245,7 +245,7 @@ class _Bench:
         return self._predicted
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation, ties sharing their mean rank; 0 where one side does not vary.
 
     1, 2, 3 against 1, 3, 2: ranks differ by 0, 1, 1; 1 - 6 * 2 / (3 * 8) = 0.5.
@@ -256,9 +256,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float((x * y).sum() / size) if size else 0.0
 
 
-def correlation(
-    a: Sequence[float], b: Sequence[float], *, rounds: int = 1000, seed: int = 0
-) -> Estimate:
+def correlation(a: ArrayLike, b: ArrayLike, *, rounds: int = 1000, seed: int = 0) -> Estimate:
     """`spearman` with a percentile bootstrap over pairs."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     drawn = [

@@ -132,7 +132,7 @@ def test_poison_through_compare(
         closure=False,
         model=outspoken,
         embedder=tiny_references["embedder"],
-        training=training(epochs=1, slices=1),
+        training=training(epochs=1, shards=1, slices=1),
         seeds=[0],
         sides=["shard"],
         probes={**PROBES, "relearn_passes": 0, "bits": []},

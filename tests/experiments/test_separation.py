@@ -26,10 +26,10 @@ def test_three_arms_on_the_same_documents(
         "kind": "separation",
         "model": outspoken,
         "embedder": tiny_references["embedder"],
-        "training": training(epochs=6, slices=1),
+        "training": training(epochs=4, slices=1),
         "answering": {"max_new_tokens": 4},
         "seeds": [0],
-        "subjects": 3,
+        "subjects": 2,
     }
     config.write_text(yaml.safe_dump(values))
     out = tmp_path / "out"
