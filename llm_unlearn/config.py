@@ -272,6 +272,11 @@ class TakedownConfig(Settings):
     shingle_words: int = Field(
         default=4, ge=1, le=32, strict=True, description="Words in one shingle."
     )
+    fence_flagged: bool = Field(
+        default=True,
+        strict=True,
+        description="Keep possible paraphrases out of every answer until a person has decided.",
+    )
 
 
 class Config(Settings):

@@ -22,7 +22,8 @@ from llm_unlearn.retrieval.vault import NewRecord
 from llm_unlearn.separation import decide
 from llm_unlearn.sisa.build import Progress
 from llm_unlearn.sisa.layout import Declared
-from llm_unlearn.takedown.journal import After, Filed
+from llm_unlearn.takedown.intake import Decision
+from llm_unlearn.takedown.journal import After
 from llm_unlearn.takedown.machine import Outcome, Takedowns
 from llm_unlearn.takedown.plan import Plan, make_plan
 from llm_unlearn.takedown.request import Request
@@ -80,8 +81,13 @@ def correct(
         return None
     staged = opened.vault.add(records, "staged")
     try:
-        machine = _Correcting(opened, staged, on_state, progress)
-        outcome = machine.run(plan, probe=probe, after=after)
+        machine = Takedowns(opened, on_state=on_state, progress=progress)
+        outcome = machine.replace(
+            plan,
+            lambda: opened.vault.set_state(staged, "live"),
+            decision=Decision(after=after),
+            probe=probe,
+        )
     except BaseException:
         # before acceptance they are still staged; after it they are live, and stay
         left = [record.handle for record in opened.vault.records(states=("staged",))]
@@ -90,37 +96,6 @@ def correct(
     earlier.resume()
     fates = {new.id: new.fate for new in records}
     return Corrected(outcome, fates, shards)
-
-
-class _Correcting(Takedowns):
-    """A takedown whose acceptance also makes staged records live."""
-
-    def __init__(
-        self,
-        opened: Opened,
-        staged: Sequence[bytes],
-        on_state: Callable[[str], None] | None,
-        progress: Progress | None,
-    ) -> None:
-        self._told = on_state or (lambda _state: None)
-        self._accepting = False
-        self._staged = staged
-        super().__init__(opened, on_state=self._tell, progress=progress)
-
-    def _tell(self, state: str) -> None:
-        if not self._accepting:  # nothing is true before the outer transaction is durable
-            self._told(state)
-
-    def _accept(self, plan: Plan, after: After) -> Filed:
-        self._accepting = True
-        try:
-            with self._opened.database.transaction():
-                filed = super()._accept(plan, after)
-                self._opened.vault.set_state(self._staged, "live")
-        finally:
-            self._accepting = False
-        self._told("fenced")
-        return filed
 
 
 def _prepare(

@@ -109,13 +109,18 @@ class Opened:
             self._wanted = (change, recipe, self.wanted_without(frozenset()))
         return self._wanted[2]
 
-    def wanted_without(self, gone: Collection[bytes]) -> Mapping[int, list[Slice]]:
-        """What would be asked for if the records with these handles were not live."""
+    def wanted_without(
+        self, gone: Collection[bytes], back: Collection[bytes] = ()
+    ) -> Mapping[int, list[Slice]]:
+        """What would be asked for if the records in `gone` were not live, and those in `back` were."""
         opened = self.ledger.generation
+        states = ("live", "fenced") if back else ("live",)
         closed = [
             record
-            for record in self.vault.records(fate="corpus")
-            if record.generation < opened and record.handle not in gone
+            for record in self.vault.records(fate="corpus", states=states)
+            if record.generation < opened
+            and record.handle not in gone
+            and (record.state == "live" or record.handle in back)
         ]
         declared = self.declarations.of(closed, self.training.placement)
         return lay_out(self.layout, self.recipe_digest(), closed, declared)

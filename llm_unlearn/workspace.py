@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llm_unlearn.rederive import Audit
     from llm_unlearn.sisa.build import Progress
     from llm_unlearn.status import Status
+    from llm_unlearn.takedown.desk import Desk
     from llm_unlearn.takedown.journal import After
     from llm_unlearn.takedown.machine import Outcome
     from llm_unlearn.takedown.plan import Plan
@@ -327,42 +328,42 @@ class Workspace:
         on_state: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         confirm: Callable[[Plan], bool] | None = None,
+        on_plan: Callable[[Plan], None] | None = None,
     ) -> Outcome | None:
         """Remove everything that falls under a request, and prove it.
 
-        Give a `Request`, or name what to remove. A request that was done before is not done again.
+        Give a `Request`, or name what to remove. What it names is fenced before anything else; a request
+        that was done before is not done again.
 
         Args:
             names: other names of the subject; the chat declines questions that hold one.
             after: "retrain" the touched shards at once; "rollback": their last clean checkpoints
                 serve until the next `train`; "drop": their adapters are retired until
                 `train(bring_back=True)`.
-            confirm: shown the plan; if it says no, nothing happens and None is returned.
+            confirm: shown the plan; if it says no, the fence is lifted and None is returned.
+            on_plan: shown the plan, with nothing to say.
             on_state: told of each state as it is reached; after "fenced" no answer draws on it.
 
         Raises:
             NotFound: nothing live falls under the request.
+            InputError: it was refused or withdrawn before.
         """
-        from llm_unlearn.takedown.machine import Takedowns
         from llm_unlearn.takedown.request import Request as NewRequest
 
         if request is None:
             request = NewRequest.internal(
                 subject=subject, ids=ids, source=source, text=text, names=names
             )
-        with self._writing(resuming=False):
-            takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
-            earlier = Takedowns(self._opened, progress=progress)
-            earlier.settle()
-            known = takedowns.known(request.id)
-            if known is not None:
-                return known
-            plan = self.plan_takedown(request, include_flagged=include_flagged)
-            if confirm is not None and not confirm(plan):
-                return None
-            outcome = takedowns.run(plan, probe=probe, after=after)
-            earlier.resume()
-            return outcome
+        return self.desk.takedown(
+            request,
+            include_flagged=include_flagged,
+            probe=probe,
+            after=after,
+            on_state=on_state,
+            progress=progress,
+            confirm=confirm,
+            on_plan=on_plan,
+        )
 
     def correct(
         self,
@@ -403,10 +404,14 @@ class Workspace:
 
     def resume(self, *, progress: Progress | None = None) -> list[Outcome]:
         """Finish accepted takedowns that a crash or a foreign recipe left unfinished."""
-        with self._writing(resuming=False):
-            from llm_unlearn.takedown.machine import Takedowns
+        return self.desk.resume(progress=progress)
 
-            return Takedowns(self._opened, progress=progress).resume()
+    @property
+    def desk(self) -> Desk:
+        """Requests one by one and many at once: submitted, planned, decided, carried out."""
+        from llm_unlearn.takedown.desk import Desk
+
+        return Desk(self._opened, self._writing)
 
     def export(self, shard: int, out: str | Path) -> Export:
         """Write the adapter that serves for a shard as a plain PEFT folder, and register that.
@@ -467,8 +472,13 @@ class Workspace:
         return self._opened.ledger.find(document)
 
     @contextmanager
-    def _writing(self, dry_run: bool = False, *, resuming: bool = True) -> Iterator[None]:
-        """Hold the writer's lock; clear away what a killed writer left; finish its takedowns."""
+    def _writing(
+        self, dry_run: bool = False, *, resuming: bool = True, quick: bool = False
+    ) -> Iterator[None]:
+        """Hold the writer's lock; clear away what a killed writer left; finish its takedowns.
+
+        With `quick` only as much is looked at as a new key needs; the next writer does the rest.
+        """
         if dry_run:
             yield
             return
@@ -480,9 +490,10 @@ class Workspace:
         with WriterLock(opened.path / "lock"):
             from llm_unlearn.exports import Exports
 
-            opened.vault.sweep()
-            Exports.create_table(opened.database)
-            opened.checkpoints.sweep()
+            opened.vault.sweep(quick=quick)
+            if not quick:
+                Exports.create_table(opened.database)
+                opened.checkpoints.sweep()
             if resuming:
                 from llm_unlearn.takedown.machine import Takedowns
 

@@ -149,6 +149,12 @@ class LiveIndex:
                 yield name.encode() + len(data).to_bytes(8, "little") + data
             yield self.index.vectors(entry).tobytes() + self.index.codes(entry)
 
+    def include(self, handles: Collection[bytes]) -> None:
+        """Count records of this fate as live that are not; only for an index that is thrown away."""
+        found = self._vault.find_many(list(handles)).values()
+        fresh = {r.handle: 0 for r in found if r.fate == self._fate and r.handle not in self.index}
+        self._replace(fresh, ())
+
     def forget(self, handles: Collection[bytes]) -> None:
         """Take out documents that the caller has just deleted: sooner than `refresh` would."""
         self._remove([handle for handle in handles if handle in self.index])

@@ -29,7 +29,7 @@ from llm_unlearn.errors import (
     WorkspaceMissing,
 )
 from llm_unlearn.files import os_errors
-from llm_unlearn.retrieval import embedding, parts
+from llm_unlearn.retrieval import bars, embedding, parts
 from llm_unlearn.retrieval.adding import add_pieces, add_whole
 from llm_unlearn.retrieval.audit import check_record
 from llm_unlearn.retrieval.backup import backup, restore
@@ -316,10 +316,19 @@ class Store:
         source: str | None = None,
         where: Where | None = None,
     ) -> int:
-        """End a legal hold: the documents answer again; how many."""
+        """End a legal hold: the documents answer again; how many do.
+
+        Those that a takedown reached meanwhile are deleted for good now that they may be.
+        """
         found = self._matching(("held",), id, subject, source, where)
-        self.vault.set_state([record.handle for record in found], "live")
-        return len(found)
+        gone = bars.barred(self.vault.database)
+        doomed = [record.handle for record in found if record.handle in gone]
+        free = [record.handle for record in found if record.handle not in gone]
+        self.vault.set_state(free, "live")
+        if doomed:
+            self.vault.delete(doomed)
+            bars.lift(self.vault.database, doomed)
+        return len(free)
 
     def held(self) -> list[str]:
         """The ids under a legal hold, sorted."""
@@ -429,12 +438,20 @@ class Store:
             self._live.refresh()
             return self._live.index.chunks
 
-    def canonical_bytes(self) -> bytes:
+    def canonical_bytes(self, also: Collection[bytes] = ()) -> bytes:
         """Everything that decides an answer, in canonical order: records, parts, index rows.
 
         Equal for two stores with the same secrets, settings, embedder and live documents, whatever
         their history. Keys, slots and nonces are not in it.
+
+        Args:
+            also: handles of documents out of use; those of this fate count as if they were live.
         """
+        if also:
+            apart = self._fresh()
+            apart.refresh()
+            apart.include(also)
+            return b"".join((self._preparer.recipe(), *apart.canonical()))
         with self._lock:
             self._live.refresh()
             return b"".join((self._preparer.recipe(), *self._live.canonical()))

@@ -32,6 +32,7 @@ def tiny_config(references: dict[str, str], kind: str = "llama", **training: obj
             "embedder": references["embedder"],
             "training": settings,
             "answering": {"max_new_tokens": 8},
+            "takedown": {"fence_flagged": False},  # to a random embedder everything is alike
             "separation": {
                 "rules": [
                     {"name": "bad", "when": {"tags": ["bad"]}, "then": "refused"},

@@ -18,6 +18,7 @@ from llm_unlearn.cli import (
     benches,
     comparing,
     demos,
+    desk,
     documents,
     foreign,
     forgetting,
@@ -30,6 +31,7 @@ from llm_unlearn.cli import (
 )
 from llm_unlearn.cli.codes import MEANING, USAGE, epilog
 from llm_unlearn.cli.failures import UsageError, handled
+from llm_unlearn.cli.onestep import OneStep
 from llm_unlearn.cli.options import DEBUG, JSON
 from llm_unlearn.cli.output import Output
 
@@ -42,7 +44,6 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (learning.ask, (3, 5, 6, 7, 9)),
     (forgetting.forget, (3, 4, 5, 6, 8, 9)),
     (comparing.compare, (3, 4, 5, 6, 8, 9)),
-    (takedowns.takedown, (3, 4, 5, 6, 9)),
     (takedowns.correct, (3, 4, 5, 6, 7, 9)),
     (takedowns.resume, (5, 6, 9)),
     (receipts.verify, (3, 4, 6, 8)),
@@ -52,6 +53,22 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (workspaces.status, (5, 6, 9)),
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
+)
+_DESK: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
+    (takedowns.takedown, (3, 4, 5, 6, 9)),
+    (desk.submit, (3, 4, 5, 6, 9)),
+    (desk.list_, (5, 6)),
+    (desk.show, (3, 4, 5, 6)),
+    (desk.plan, (3, 4, 5, 6, 9)),
+    (desk.approve, (3, 4, 5, 6, 9)),
+    (desk.run, (3, 4, 5, 6, 9)),
+    (desk.refuse, (3, 4, 5, 6)),
+    (desk.withdraw, (3, 4, 5, 6)),
+    (desk.restore, (3, 4, 5, 6, 9)),
+    (desk.review, (3, 4, 5, 6, 9)),
+    (desk.receipt, (3, 4, 5, 6, 8, 9)),
+    (desk.copies, (3, 4, 5, 6, 9)),
+    (takedowns.resume, (5, 6, 9)),
 )
 _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.store, (3, 4, 9)),
@@ -78,6 +95,9 @@ def _app() -> typer.Typer:
     bench = _group("Measure this machine, beside other programs where installed.", _BENCHES)
     bench.callback()(lambda: None)  # stays a group whatever the number of its commands
     app.add_typer(bench, name="bench")
+    steps = _group("Remove text, at one go or step by step.", _DESK)
+    steps.callback()(lambda: None)
+    app.add_typer(steps, name="takedown", cls=OneStep)
     return app
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -32,6 +32,7 @@ def as_json(plan: Plan) -> dict[str, object]:
     return {
         "removed": [_item(planned) for planned in plan.removed],
         "flagged": [_item(planned) for planned in plan.flagged],
+        "mentions": [_item(planned) for planned in plan.mentions],
         "held": plan.held,
         "compared": plan.compared,
         "shards": [
@@ -71,18 +72,25 @@ def shown(plan: Plan, opened: Opened) -> Iterator[RenderableType]:
     yield table(title, ("kind", "document", "subject", "lies in", "score"), rows)
     if len(named) > _DOCUMENTS:
         yield words(f"and {len(named) - _DOCUMENTS} more that the request names.")
-    texts = _request_texts(plan, opened)
     for planned in copies:
         if planned.kind != "exact":
-            yield _beside(planned, texts, opened)
+            yield _beside(planned, plan.texts, opened)
     if plan.flagged:
         yield table(
-            "Only alike, and left to people (--include-flagged removes them too)",
+            "Only alike, and left to people: fenced until decided (--include-flagged removes them too)",
             ("document", "subject", "cosine"),
             [(p.id, p.subject, f"{p.score:.2f}") for p in plan.flagged],
         )
         for planned in plan.flagged:
-            yield _beside(planned, texts, opened)
+            yield _beside(planned, plan.texts, opened)
+    if plan.mentions:
+        yield table(
+            "Documents of others that name the subject: look at them; they stay",
+            ("document", "subject", "lies in"),
+            [(p.id, p.subject, p.record.fate) for p in plan.mentions[:_DOCUMENTS]],
+        )
+        if len(plan.mentions) > _DOCUMENTS:
+            yield words(f"and {len(plan.mentions) - _DOCUMENTS} more.")
     if plan.held:
         yield words(f"{plan.held} are under a legal hold: not used, and kept.")
     yield words(f"{plan.compared} other documents were compared.")
@@ -106,17 +114,33 @@ def shown(plan: Plan, opened: Opened) -> Iterator[RenderableType]:
         yield words("No shard has learned from them: nothing is trained again.")
 
 
-def _request_texts(plan: Plan, opened: Opened) -> list[str]:
-    """The texts that copies were looked for by, in the order that `Match.text` counts."""
-    texts = [
-        opened.document(planned.record).content
-        for planned in plan.removed
-        if planned.kind == "requested" and planned.record.fate != "refused"
-    ]
-    return [*texts, plan.request.text] if plan.request.text else texts
+def summary(plans: Sequence[Plan], opened: Opened) -> Iterator[RenderableType]:
+    """Many plans: a line for each, and what retraining them together takes."""
+    from llm_unlearn.takedown.plan import joint_work
+
+    yield table(
+        "To be removed for good",
+        ("request", "documents", "copies", "to review", "held"),
+        [
+            (
+                plan.request.id,
+                str(len(plan.removed)),
+                str(sum(p.kind != "requested" for p in plan.removed)),
+                str(len(plan.flagged)),
+                str(plan.held),
+            )
+            for plan in plans[:_DOCUMENTS]
+        ],
+    )
+    if len(plans) > _DOCUMENTS:
+        yield words(f"and {len(plans) - _DOCUMENTS} more requests.")
+    shards, seconds = joint_work(opened, plans)
+    steps = sum(shard.steps for shard in shards)
+    expected = "unknown before the first training" if seconds is None else duration(seconds)
+    yield words(f"{len(shards)} shards are retrained, each once ({steps} steps): {expected}.")
 
 
-def _beside(planned: Planned, texts: list[str], opened: Opened) -> Group:
+def _beside(planned: Planned, texts: Sequence[str], opened: Opened) -> Group:
     """What the request and one document have in common, side by side, differences marked."""
     made = Table(show_lines=True, expand=True)
     made.add_column("request", ratio=1, overflow="fold")

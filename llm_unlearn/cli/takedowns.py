@@ -1,10 +1,11 @@
-"""`takedown`, `correct` and `resume`: text removed, and proof of it."""
+"""`takedown`, `correct` and `resume`: text removed at one go, and proof of it."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +19,7 @@ from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError, RecipeMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from llm_unlearn.documents import Document
     from llm_unlearn.sisa.build import Progress
@@ -36,6 +37,7 @@ _STATES = {
     "receipted": "signed and added to the log",
 }
 
+_PROBED = 20  # requests of one file whose texts are still probed
 _UNTRAINED = {
     "rollback": "nothing was retrained: `train` does that, once for all deletions until then",
     "drop": "the touched adapters are retired: `train --bring-back` trains them again",
@@ -62,7 +64,12 @@ def takedown(
     ] = None,
     request: Annotated[
         Path | None,
-        typer.Option("--request", "-r", metavar="FILE", help="A notice: a request file (YAML)."),
+        typer.Option(
+            "--request",
+            "-r",
+            metavar="FILE",
+            help="A notice: a request file (YAML), of one or many.",
+        ),
     ] = None,
     include_flagged: Annotated[
         bool,
@@ -89,6 +96,9 @@ def takedown(
 
     Shows the plan, asks, and does it: fenced at once, then deleted, retrained and receipted. Say
     what to remove with exactly one of --subject, --id, --source, --text and --request.
+
+    Step by step, with a decision in between: takedown submit, list, show, plan, approve, run, refuse,
+    withdraw, restore, review, receipt, copies, resume.
     """
     chosen = [subject, ids or None, source, text, request]
     if sum(value is not None for value in chosen) != 1:
@@ -96,7 +106,15 @@ def takedown(
     if not (yes or dry_run or sys.stdin.isatty()):
         raise UsageError("A takedown cannot be undone and nobody is here to confirm: add --yes.")
     with open_workspace(workspace, keys, write=not dry_run) as opened:
-        demand = _demand(subject, ids or [], source, text, request)
+        demands = _demands(subject, ids or [], source, text, request)
+        if len(demands) > 1:
+            many = _Many(out, opened, demands, include_flagged)
+            if dry_run:
+                many.dry()
+            else:
+                many.go(yes, after, probe=not no_probe)
+            return
+        demand = demands[0]
         if dry_run:
             plan = opened.plan_takedown(demand, include_flagged=include_flagged)
             out.result(
@@ -149,12 +167,7 @@ def resume(out: Output, workspace: WorkspaceDir, keys: Keys = None) -> None:
     with open_workspace(workspace, keys, write=True) as opened:
         with out.bar("retraining") as bar:
             outcomes = opened.resume(progress=bar.step)
-        out.result({"takedowns": [_outcome(opened, outcome) for outcome in outcomes]})
-        for outcome in outcomes:
-            _tell(out, opened, outcome)
-    if not outcomes:
-        out.show(words("No takedown waits to be finished."))
-    _refuse_waiting(outcomes)
+        tell_all(out, opened, outcomes)
 
 
 @dataclass
@@ -178,7 +191,8 @@ class _Run:
                 include_flagged=include_flagged,
                 probe=probe,
                 after=self.after,
-                confirm=self.confirm,
+                confirm=None if self.yes else self.confirm,
+                on_plan=self.show,
                 on_state=self.state,
                 progress=progress,
             )
@@ -195,7 +209,7 @@ class _Run:
                 documents,
                 probe=probe,
                 after=self.after,
-                confirm=self.confirm,
+                confirm=self.agree,
                 on_state=self.state,
                 progress=progress,
             )
@@ -229,7 +243,7 @@ class _Run:
 
     def result(self, outcome: Outcome, more: Mapping[str, object]) -> None:
         """Tell it, and fail if retraining waits."""
-        value = {**_outcome(self.opened, outcome), **more}
+        value = {**outcome_json(self.opened, outcome), **more}
         value["plan"] = planview.as_json(self.plan) if self.plan else None
         value["states"] = self.states
         self.out.result(value)
@@ -237,15 +251,18 @@ class _Run:
         _refuse_waiting([outcome])
 
     def confirm(self, plan: Plan) -> bool:
-        self.plan = plan
-        self.out.show(*planview.shown(plan, self.opened.opened))
-        if self.yes:
-            agreed = True
-        else:
-            question = f"Remove these {len(plan.removed)} documents for good?"
-            agreed = typer.confirm(question, default=False, err=True)
+        question = f"Remove these {len(plan.removed)} documents for good?"
+        agreed = typer.confirm(question, default=False, err=True)
         self.started = time.monotonic()
         return agreed
+
+    def agree(self, plan: Plan) -> bool:
+        self.show(plan)
+        return self.yes or self.confirm(plan)
+
+    def show(self, plan: Plan) -> None:
+        self.plan = plan
+        self.out.show(*planview.shown(plan, self.opened.opened))
 
     def state(self, state: str) -> None:
         seconds = time.monotonic() - self.started
@@ -256,19 +273,106 @@ class _Run:
         self.out.say(f"{state} ({seconds:.1f} s): {meaning}")
 
 
-def _demand(
+def tell_all(out: Output, opened: Workspace, outcomes: Sequence[Outcome]) -> None:
+    """What became of several takedowns.
+
+    Raises:
+        RecipeMismatch: one waits with its retraining.
+    """
+    out.result({"takedowns": [outcome_json(opened, outcome) for outcome in outcomes]})
+    for outcome in outcomes:
+        _tell(out, opened, outcome)
+    if not outcomes:
+        out.show(words("No takedown waits to be finished."))
+    _refuse_waiting(outcomes)
+
+
+@dataclass
+class _Many:
+    """A file of requests as it is told to the user."""
+
+    out: Output
+    opened: Workspace
+    demands: Sequence[Request]
+    include_flagged: bool
+    states: list[dict[str, object]] = field(default_factory=list)
+
+    def dry(self) -> None:
+        from llm_unlearn.errors import NotFound
+        from llm_unlearn.takedown.plan import make_plans
+
+        plans = make_plans(self.opened.opened, self.demands, include_flagged=self.include_flagged)
+        good = [plan for plan in plans if not isinstance(plan, NotFound)]
+        self.out.result(
+            {
+                "dry_run": True,
+                "plans": [
+                    {"id": d.id, "plan": None if isinstance(p, NotFound) else planview.as_json(p)}
+                    for d, p in zip(self.demands, plans, strict=True)
+                ],
+            },
+            *planview.summary(good, self.opened.opened),
+            words("A dry run: nothing was removed.", "yellow"),
+        )
+
+    def go(self, yes: bool, after: After, *, probe: bool) -> None:
+        started = time.monotonic()
+
+        def state(name: str) -> None:
+            seconds = time.monotonic() - started
+            self.states.append({"state": name, "seconds": round(seconds, 3)})
+            self.out.say(f"{name} ({seconds:.1f} s): {_STATES[name]}")
+
+        def confirm(plans: Sequence[Plan]) -> bool:
+            self.out.show(*planview.summary(plans, self.opened.opened))
+            documents = len({handle for plan in plans for handle in plan.handles})
+            return typer.confirm(
+                f"Remove these {documents} documents for good?", default=False, err=True
+            )
+
+        with self.out.bar("retraining") as bar:
+            done = self.opened.desk.takedown_many(
+                self.demands,
+                include_flagged=self.include_flagged,
+                probe=probe and len(self.demands) <= _PROBED,
+                after=after,
+                on_state=state,
+                progress=bar.step,
+                confirm=None if yes else confirm,
+            )
+        if done is None:
+            raise typer.Abort
+        self.out.result(
+            {
+                "takedowns": [outcome_json(self.opened, outcome) for outcome in done.outcomes],
+                "nothing": [{"id": name, "why": why} for name, why in done.nothing],
+                "shards": [
+                    {"shard": s.shard, "kept": s.kept, "retrained": s.retrained, "steps": s.steps}
+                    for s in done.shards
+                ],
+                "states": self.states,
+            }
+        )
+        for outcome in done.outcomes:
+            _tell(self.out, self.opened, outcome)
+        for name, why in done.nothing:
+            self.out.show(words(f"{name}: {why}", "yellow"))
+        _refuse_waiting(done.outcomes)
+
+
+def _demands(
     subject: str | None,
     ids: list[str],
     source: str | None,
     text: Path | None,
     request: Path | None,
-) -> Request:
-    from llm_unlearn.takedown.request import Request, read_request
+) -> Sequence[Request]:
+    from llm_unlearn.takedown.request import Request, read_requests
 
     if request is not None:
-        return read_request(request)
+        return read_requests(request)
     passage = _read_text(text) if text is not None else None
-    return Request.internal(subject=subject, ids=ids, source=source, text=passage)
+    return [Request.internal(subject=subject, ids=ids, source=source, text=passage)]
 
 
 def _read_text(path: Path) -> str:
@@ -291,9 +395,11 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _outcome(opened: Workspace, outcome: Outcome) -> dict[str, object]:
+def outcome_json(opened: Workspace, outcome: Outcome) -> dict[str, object]:
+    """An outcome as plain values."""
     return {
         "number": outcome.number,
+        "id": outcome.id,
         "state": outcome.state,
         "already": outcome.already,
         "waiting": outcome.waiting,
@@ -320,20 +426,20 @@ def _tell(out: Output, opened: Workspace, outcome: Outcome) -> None:
     if outcome.already:
         out.show(words("This request was carried out before; nothing was done again."))
     if outcome.receipt is not None:
-        out.show(words(f"Receipt {outcome.number}:"), words(f"  {outcome.receipt}"))
+        out.show(words(f"Receipt {int(outcome.receipt.stem)}:"), words(f"  {outcome.receipt}"))
     if outcome.reference:
         out.show(
             words("For the claimant alone (it opens what the receipt keeps closed):"),
             words(f"  {outcome.reference}"),
         )
     for label in outcome.owed:
-        out.show(words(f"Owed: {label} had learned the text. Destroy it wherever it is.", "yellow"))
+        out.show(words(f"Owed: {label} may hold the text. Destroy it wherever it is.", "yellow"))
     command = _verify_command(opened, outcome)
     if command:
         out.show(words("Verify it with:"), words(f"  {command}"))
 
 
-def _refuse_waiting(outcomes: list[Outcome]) -> None:
+def _refuse_waiting(outcomes: Sequence[Outcome]) -> None:
     """Takedowns that cannot go on here end the command with an error, the fence standing.
 
     Raises:

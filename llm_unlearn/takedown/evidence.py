@@ -8,7 +8,7 @@ documents also hold excepted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import UnlearnError
 from llm_unlearn.opened import Opened
-from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.retrieval.vault import Record
 from llm_unlearn.takedown.probing import NAMES, Leakage, probe
 from llm_unlearn.takedown.receipt import Probe, Scan, decimal
 from llm_unlearn.takedown.scanning import scan_for
@@ -38,9 +38,9 @@ class Evidence:
     probe: bool
 
     @classmethod
-    def gather(cls, opened: Opened, plan: Plan, *, probe: bool) -> Evidence:
-        """Read what a plan removes, before it is removed."""
-        kept = [item.record for item in plan.removed if item.record.fate != "refused"]
+    def gather(cls, opened: Opened, removed: Collection[Record], *, probe: bool) -> Evidence:
+        """Read what is going to be removed, before it is removed."""
+        kept = [record for record in removed if record.fate != "refused"]
         documents = {record.handle: opened.document(record) for record in kept}
         learned = [
             (documents[record.handle], shard)
@@ -66,7 +66,7 @@ class Evidence:
             learned=tuple(learned),
             tokens=tokens,
             vectors=tuple(opened.vectors(record) for record in kept),
-            keys=tuple(opened.keyring.key(item.record.slot) for item in plan.removed),
+            keys=tuple(opened.keyring.key(record.slot) for record in removed),
             probe=probing,
         )
 

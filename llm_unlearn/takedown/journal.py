@@ -1,8 +1,17 @@
-"""The journal of takedowns: what was accepted, how far it is, and what resuming needs to know.
+"""The journal of takedowns: what was asked, what was decided, how far it is, what resuming needs.
 
-Guarantees: acceptance is one durable transaction (the case, the fence, the tombstones); a case's
-content (request, handles, times) is sealed under a key of its own that is destroyed when its
-receipt is written; what stays is a keyed mark of the request's id, the state, and the receipt's name.
+    received -> approved -> fenced -> deleted -> disposed -> retrained -> receipted -> restored
+        \\__________\\______ refused, withdrawn
+
+Guarantees: submission is one durable transaction (the case and the fence), and so is approval (the
+decision, the fence over the copies, the tombstones); a case's content (the request with its passage,
+names, contact and ids, handles, times, reasons) is sealed under a key of its own that is destroyed when
+its receipt is written or the request is withdrawn; what stays is a keyed mark of sender and id, the
+state, and the receipt's name. A request is known by its id *and* its sender: another sender's request of
+the same id is another request.
+
+`fenced` means approved and started: whoever writes next finishes it. `approved` waits for `run`, and
+`received` for a decision; of both, what the request names answers nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -11,16 +20,35 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
+from llm_unlearn.documents import normalise
+from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.takedown.receipt import Before, Checkpoint, Closure, Copy, Probe, Shard
+from llm_unlearn.takedown.request import Request
 
-State = Literal["fenced", "deleted", "disposed", "retrained", "receipted"]
+State = Literal[
+    "received",
+    "approved",
+    "fenced",
+    "deleted",
+    "disposed",
+    "retrained",
+    "receipted",
+    "refused",
+    "withdrawn",
+    "restored",
+]
 After: TypeAlias = Literal["retrain", "rollback", "drop"]
 """What follows the disposal: the shard is trained again; its last clean checkpoint serves until the next
 `train`; or its adapter is retired."""
-STATES: tuple[State, ...] = ("fenced", "deleted", "disposed", "retrained", "receipted")
+STARTED: tuple[State, ...] = ("fenced", "deleted", "disposed", "retrained")
+"""States of a takedown that whoever writes next carries on."""
+UNDECIDED: tuple[State, ...] = ("received", "approved")
+"""States in which nothing is destroyed yet."""
+OPERATOR = "operator"
+"""The sender of requests that the operator makes without a notice."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS takedowns (
@@ -31,34 +59,49 @@ CREATE TABLE IF NOT EXISTS takedowns (
 
 
 class Case(BaseModel):
-    """What is known of one accepted takedown until its receipt is written.
+    """What is known of one takedown until its receipt is written.
 
-    `reference` is what the claimant is given: it opens the receipt's commitments.
+    Attributes:
+        salt: opens the receipt's commitments, with the id; the claimant is given both (hex).
+        handles: the documents that go (hex); before approval those that the fence holds.
+        ahead: approved before it was planned: whoever writes next carries it out.
+        include_flagged: what was approved ahead includes possible paraphrases.
+        reason: why it was refused, or accepted in part, as the claimant is told.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["dmca", "gdpr", "internal"]
     request_id: str
+    request: Request | None = None  # None in cases of version 0.1
     selectors: dict[str, str | list[str] | None]
-    salt: str  # hex
-    handles: list[str]  # hex
+    salt: str
+    handles: list[str]
     received: str
     acknowledged: str
-    closure: Closure
-    store_count: int
-    corpus_count: int
+    ahead: bool = False
+    include_flagged: bool = False
+    reason: str | None = None
+    closure: Closure | None = None
+    store_count: int = 0
+    corpus_count: int = 0
     held: int = 0
-    before: Before
+    before: Before | None = None
     after: After = "retrain"
     touched: list[int] = []  # shards that the documents were in
     retired: list[str] = []  # clean checkpoints that went with a dropped shard
     copies: list[Copy] = []
-    served: dict[int, str]  # shard -> name of the checkpoint that served before
+    served: dict[int, str] = {}  # shard -> name of the checkpoint that served before
     shards: list[Shard] = []
     checkpoints: list[Checkpoint] = []
     probes: list[Probe] | None = None
+    together: int = 1
     receipt: str | None = None  # the finished receipt, fixed before its file is written
+
+    @property
+    def sender(self) -> str:
+        """Whose request it is."""
+        return self.request.claimant.contact if self.request else OPERATOR
 
 
 class Filed(BaseModel):
@@ -84,12 +127,13 @@ class Journal:
         with database.transaction() as connection:
             connection.execute(_TABLE)
 
-    def mark(self, request_id: str) -> bytes:
-        """The keyed mark under which a request is known after its case is gone."""
-        return keyed_mark(self._keyring.secret("tombstones"), "request", request_id)
+    def mark(self, request_id: str, sender: str = OPERATOR) -> bytes:
+        """The keyed mark under which a sender's request is known after its case is gone."""
+        value = f"{normalise(sender)}\0{request_id}"
+        return keyed_mark(self._keyring.secret("tombstones"), "request", value)
 
     def filed(self) -> list[Filed]:
-        """All takedowns in the order of acceptance."""
+        """All takedowns in the order of submission."""
         with self._database.reading() as connection:
             rows = connection.execute(
                 "SELECT number, state, receipt, mark, slot FROM takedowns ORDER BY number"
@@ -98,36 +142,64 @@ class Journal:
             Filed(number=r[0], state=r[1], receipt=r[2], mark=bytes(r[3]), slot=r[4]) for r in rows
         ]
 
-    def find(self, request_id: str) -> Filed | None:
-        """The takedown of a request, if it was ever accepted."""
-        mark = self.mark(request_id)
-        return next((row for row in self.filed() if row.mark == mark), None)
+    def find(self, request_id: str, sender: str = OPERATOR) -> Filed | None:
+        """The takedown of a sender's request, if it was ever submitted.
+
+        Journals of version 0.1 knew requests by their id alone; those rows are found as well.
+        """
+        earlier = keyed_mark(self._keyring.secret("tombstones"), "request", request_id)
+        marks = (self.mark(request_id, sender), earlier)
+        with self._database.reading() as connection:
+            row = connection.execute(
+                "SELECT number, state, receipt, mark, slot FROM takedowns WHERE mark IN (?, ?)",
+                marks,
+            ).fetchone()
+        if row is None:
+            return None
+        return Filed(number=row[0], state=row[1], receipt=row[2], mark=bytes(row[3]), slot=row[4])
 
     def pending(self) -> list[Filed]:
-        """Accepted takedowns that have no receipt yet, oldest first."""
-        return [row for row in self.filed() if row.state != "receipted"]
+        """Takedowns that whoever writes next carries on, oldest first."""
+        return [
+            row
+            for row in self.filed()
+            if row.state in STARTED or (row.state == "received" and self.case(row).ahead)
+        ]
 
-    def open_case(self, case: Case) -> Filed:
-        """File a new case as fenced. Call inside the transaction that also fences."""
+    def open_cases(self) -> list[tuple[Filed, Case]]:
+        """Every takedown whose case is still there, with it."""
+        return [(row, self.case(row)) for row in self.filed() if row.slot is not None]
+
+    def open_case(self, case: Case, state: State = "received") -> Filed:
+        """File a new case. Call inside the transaction that also fences.
+
+        Raises:
+            InputError: this sender's request of this id is filed already.
+        """
+        if self.find(case.request_id, case.sender) is not None:
+            raise InputError(
+                f"The request {case.request_id!r} is filed already.", "Give it an id of its own."
+            )
         ((slot, key),) = self._keyring.new_keys(1)
-        mark = self.mark(case.request_id)
-        number = len(self.filed()) + 1
+        mark = self.mark(case.request_id, case.sender)
         with self._database.transaction() as connection:
+            (last,) = connection.execute("SELECT max(number) FROM takedowns").fetchone()
+            number = (last or 0) + 1
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))
             connection.execute(
-                "INSERT INTO takedowns VALUES (?, ?, 'fenced', ?, ?, NULL)",
-                (mark, number, slot, seal(key, case.model_dump_json().encode(), mark)),
+                "INSERT INTO takedowns VALUES (?, ?, ?, ?, ?, NULL)",
+                (mark, number, state, slot, seal(key, case.model_dump_json().encode(), mark)),
             )
-        return Filed(number=number, state="fenced", receipt=None, mark=mark, slot=slot)
+        return Filed(number=number, state=state, receipt=None, mark=mark, slot=slot)
 
     def case(self, filed: Filed) -> Case:
-        """The content of a pending case.
+        """The content of a case that is still there.
 
         Raises:
             Damaged: it cannot be decrypted.
         """
         if filed.slot is None:
-            raise AssertionError("a receipted takedown has no case any more")
+            raise AssertionError("this takedown has no case any more")
         with self._database.reading() as connection:
             (sealed,) = connection.execute(
                 "SELECT sealed FROM takedowns WHERE mark = ?", (filed.mark,)
@@ -138,7 +210,7 @@ class Journal:
     def advance(self, filed: Filed, state: State, case: Case) -> Filed:
         """Record, durably, that a step is done."""
         if filed.slot is None:
-            raise AssertionError("a receipted takedown cannot advance")
+            raise AssertionError("a takedown without a case cannot advance")
         sealed = seal(self._keyring.key(filed.slot), case.model_dump_json().encode(), filed.mark)
         with self._database.transaction() as connection:
             connection.execute(
@@ -156,10 +228,22 @@ class Journal:
             )
         self._destroy(filed)
 
+    def end(self, filed: Filed, state: Literal["withdrawn", "restored"]) -> None:
+        """Record how it ended, and destroy the case if there still is one."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE takedowns SET state = ? WHERE mark = ?", (state, filed.mark))
+        self._destroy(filed)
+
+    def discard(self, filed: Filed) -> None:
+        """Forget a request altogether: nothing falls under it, or it was not meant."""
+        self.end(filed, "withdrawn")
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM takedowns WHERE mark = ?", (filed.mark,))
+
     def sweep(self) -> None:
-        """For the writer on open: finish closings that were killed after the receipt was named."""
+        """For the writer on open: finish what was killed between a state and the end of its case."""
         for filed in self.filed():
-            if filed.state == "receipted" and filed.slot is not None:
+            if filed.state in ("receipted", "withdrawn", "restored") and filed.slot is not None:
                 self._destroy(filed)
 
     def _destroy(self, filed: Filed) -> None:

@@ -1,11 +1,12 @@
-"""The state machine of one takedown, from acceptance to receipt.
+"""The state machine of takedowns, from submission to receipt.
 
-    fenced -> deleted -> disposed -> retrained -> receipted
+    received -> fenced -> deleted -> disposed -> retrained -> receipted
 
-Guarantees: acceptance is one durable transaction, and from then on nothing live contains the text:
-the store does not return it and every shard serves its last clean checkpoint. Each further step is
-idempotent and recorded after it is done, so a process killed anywhere resumes and ends in the same
-adapters, checkpoints, index and vault contents. Asked twice, it is done once.
+Guarantees: submission is one durable transaction, and from then on nothing live contains what was named:
+the store does not return it and every shard serves its last clean checkpoint; approval adds the copies.
+Each further step is idempotent and recorded after it is done, so a process killed anywhere resumes and
+ends in the same adapters, checkpoints, index and vault contents. Asked twice, it is done once. However
+many takedowns are carried out together, every shard is retrained once.
 
 What needs the removed text (probes, the residue scan) is done while the process that deletes still
 holds it in memory; a takedown resumed by another process says "not probed" and "not scanned".
@@ -13,41 +14,29 @@ holds it in memory; a takedown resumed by another process says "not probed" and 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.errors import Damaged, UnlearnError
+from llm_unlearn.errors import InputError, NotFound, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import timed
 from llm_unlearn.sisa.build import Progress, build, stale
 from llm_unlearn.sisa.layout import slice_number
 from llm_unlearn.takedown import receipt as receipts
-from llm_unlearn.takedown.journal import After, Case, Filed, Journal
-from llm_unlearn.takedown.plan import Plan
-from llm_unlearn.takedown.tombstones import Tombstones
+from llm_unlearn.takedown.account import Earlier, Facts, digest_of, make_receipt
+from llm_unlearn.takedown.intake import Decision, Intake, now
+from llm_unlearn.takedown.journal import Case, Filed, State
+from llm_unlearn.takedown.merkle import leaf_hash
+from llm_unlearn.takedown.plan import Plan, make_plans
+from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.verify import request_reference
 
 if TYPE_CHECKING:
     from llm_unlearn.sisa.checkpoints import Listed
     from llm_unlearn.takedown.evidence import Evidence, Moments
-
-_RULE = (
-    "Every live document was compared with the texts of the request, folded to bare letters: equal "
-    "letters (exact); word shingles or letters in common above a threshold (near-duplicate); one "
-    "text within the other, or a long enough run of words in common (quotation); close vectors "
-    "(paraphrase: shown to people, not deleted)."
-)
-_DISPOSAL = (
-    "data keys overwritten with zeros in place and synced; then rows removed, pages zeroed and the "
-    "write-ahead log truncated; checkpoint keys likewise, then their files removed"
-)
 
 
 @dataclass(frozen=True)
@@ -55,12 +44,14 @@ class Outcome:
     """What became of a takedown.
 
     Attributes:
+        number: its number in the journal.
         receipt: the receipt's path; None while retraining waits.
         reference: what the claimant is given to recognise their receipt; None when it was
             receipted earlier (its salt is destroyed by then).
         waiting: why retraining waits, in words; None when done.
         already: whether the request had been receipted before.
-        owed: exports that had learned the text, as the receipt calls them: destroy them.
+        owed: copies outside that hold the text, as the receipt calls them: destroy them.
+        id: the request's id, where it is still known.
     """
 
     number: int
@@ -70,13 +61,22 @@ class Outcome:
     waiting: str | None = None
     already: bool = False
     owed: tuple[str, ...] = ()
+    id: str | None = None
+
+
+@dataclass
+class _Running:
+    """A takedown on its way, with its case."""
+
+    filed: Filed
+    case: Case
 
 
 class Takedowns:
     """Runs takedowns over one workspace that this process may write to.
 
     Args:
-        on_state: told of each state as it is reached.
+        on_state: told of each state as it is reached, once for all that run together.
         progress: told of each optimizer step of retraining.
     """
 
@@ -88,28 +88,136 @@ class Takedowns:
         progress: Progress | None = None,
     ) -> None:
         self._opened = opened
-        self._journal = Journal(opened.database, opened.keyring)
-        self._tombstones = Tombstones(opened.database, opened.keyring)
+        self.intake = Intake(opened)
+        self._journal = self.intake.journal
         self._on_state = on_state or (lambda _state: None)
         self._progress = progress
 
-    def run(self, plan: Plan, *, probe: bool = True, after: After = "retrain") -> Outcome:
-        """Accept a plan and carry it out; the request must not be `known`.
+    def one(
+        self,
+        request: Request,
+        *,
+        include_flagged: bool,
+        probe: bool,
+        decision: Decision,
+        confirm: Callable[[Plan], bool] | None,
+        on_plan: Callable[[Plan], None] | None,
+    ) -> Outcome | None:
+        """One request from submission to receipt; None when `confirm` says no, and it never was.
 
-        Args:
-            after: what follows the disposal.
-            probe: measure leakage before, rolled back and after (loads the base model).
+        Raises:
+            NotFound: nothing falls under it; it is not filed then.
         """
+        ahead = confirm is None
+        filed = self._journal.find(request.id, request.claimant.contact)
+        new = filed is None
+        if filed is None:
+            filed, _ = self.intake.submit(
+                [request], ahead=ahead, include_flagged=include_flagged, after=decision.after
+            )[0]
+            self._on_state("fenced")
+        try:
+            plan = self.plans([filed], include_flagged=include_flagged)[0]
+            if isinstance(plan, NotFound):
+                raise plan
+            if on_plan is not None:
+                on_plan(plan)
+            agreed = confirm is None or confirm(plan)
+        except BaseException as error:
+            # approved ahead and interrupted, it is finished by whoever writes next
+            if new and (confirm is not None or isinstance(error, NotFound)):
+                self.intake.discard(filed)
+            raise
+        if not agreed:
+            if new:
+                self.intake.discard(filed)
+            return None
+        return self.approve_and_run([(filed, plan)], [decision], probe=probe)[0]
+
+    def plans(
+        self, rows: Sequence[Filed], *, include_flagged: bool | None = None
+    ) -> list[Plan | NotFound]:
+        """The plans of submitted requests, made in one pass; by default as they were submitted."""
+        cases = [self._journal.case(row) for row in rows]
+        chosen = cases[0].include_flagged if include_flagged is None and cases else include_flagged
+        requests = [case.request for case in cases]
+        if any(request is None for request in requests):
+            raise AssertionError("a submitted case has its request")
+        return make_plans(
+            self._opened, [r for r in requests if r is not None], include_flagged=bool(chosen)
+        )
+
+    def approve_and_run(
+        self,
+        pairs: Sequence[tuple[Filed, Plan]],
+        decisions: Sequence[Decision],
+        *,
+        probe: bool,
+    ) -> list[Outcome]:
+        """Approve planned requests and carry them out together."""
         from llm_unlearn.takedown.evidence import Evidence
 
-        evidence = Evidence.gather(self._opened, plan, probe=probe)
-        filed = self._accept(plan, after)
-        return self._carry_out(filed, evidence)
+        going = {i.record.handle: i.record for _, plan in pairs for i in plan.removed}
+        evidence = Evidence.gather(self._opened, going.values(), probe=probe)
+        fenced = {
+            bytes.fromhex(handle) for row, _ in pairs for handle in self._journal.case(row).handles
+        }
+        fenced |= {handle for _, plan in pairs for handle in plan.handles}
+        earlier = Earlier.gather(self._opened, fenced)
+        with self._opened.database.transaction():
+            rows = [
+                self.intake.approve(filed, plan, decision, start=True, earlier=earlier)
+                for (filed, plan), decision in zip(pairs, decisions, strict=True)
+            ]
+        return self._carry_out(rows, evidence)
+
+    def replace(
+        self, plan: Plan, also: Callable[[], None], *, decision: Decision, probe: bool
+    ) -> Outcome:
+        """Submit and approve a plan in one transaction with `also`, and carry it out."""
+        from llm_unlearn.takedown.evidence import Evidence
+
+        evidence = Evidence.gather(
+            self._opened, [item.record for item in plan.removed], probe=probe
+        )
+        earlier = Earlier.gather(self._opened, plan.handles)
+        with self._opened.database.transaction():
+            filed, _ = self.intake.submit([plan.request])[0]
+            filed = self.intake.approve(filed, plan, decision, start=True, earlier=earlier)
+            also()
+        self._on_state("fenced")
+        return self._carry_out([filed], evidence)[0]
+
+    def run(self, rows: Sequence[Filed], *, probe: bool = False) -> list[Outcome]:
+        """Carry out approved requests together.
+
+        Raises:
+            InputError: one is not approved.
+        """
+        for row in rows:
+            if row.state != "approved":
+                raise InputError(
+                    f"Takedown {row.number} is {row.state}, not approved.",
+                    "Approve it first." if row.state == "received" else "",
+                )
+        from llm_unlearn.takedown.evidence import Evidence
+
+        cases = [self._journal.case(row) for row in rows]
+        handles = {bytes.fromhex(handle) for case in cases for handle in case.handles}
+        found = self._opened.vault.find_many(sorted(handles))
+        evidence = Evidence.gather(self._opened, found.values(), probe=probe)
+        with self._opened.database.transaction():
+            started = [
+                self._journal.advance(row, "fenced", case)
+                for row, case in zip(rows, cases, strict=True)
+            ]
+        return self._carry_out(started, evidence)
 
     def resume(self) -> list[Outcome]:
-        """Finish every accepted takedown that has no receipt yet, oldest first."""
+        """Finish every takedown that was started or approved ahead and has no receipt yet."""
         self._journal.sweep()
-        return [self._carry_out(filed, None) for filed in self._journal.pending()]
+        self._go_ahead()
+        return self._carry_out(self._journal.pending(), None)
 
     def settle(self) -> None:
         """Bring every unfinished takedown to where nothing is left of it, and retrain nothing yet.
@@ -120,152 +228,201 @@ class Takedowns:
         from llm_unlearn.takedown.evidence import Moments
 
         self._journal.sweep()
-        for filed in self._journal.pending():
-            if filed.state == "retrained":
-                self._carry_out(filed, None)
-            else:
-                self._erase(filed, self._journal.case(filed), Moments(self._opened, None))
+        self._go_ahead()
+        pending = self._journal.pending()
+        self._carry_out([row for row in pending if row.state == "retrained"], None)
+        rest = [row for row in pending if row.state != "retrained"]
+        self._erase([_Running(r, self._journal.case(r)) for r in rest], Moments(self._opened, None))
 
-    def known(self, request_id: str) -> Outcome | None:
-        """What became of a request that was accepted before (finishing it now), or None."""
-        filed = self._journal.find(request_id)
+    def known(self, request: Request) -> Outcome | None:
+        """What became of a request that was submitted before (finishing it now); None if it is new,
+        or waits for a decision.
+
+        Raises:
+            InputError: it was refused or withdrawn; or it waits, and this one asks for something else.
+        """
+        filed = self._journal.find(request.id, request.claimant.contact)
         if filed is None:
             return None
-        if filed.state != "receipted":
-            return self._carry_out(filed, None)
-        name = filed.receipt or ""
-        path = self._opened.path / "receipts" / name
-        return Outcome(filed.number, filed.state, path, None, already=True)
+        if filed.state in ("refused", "withdrawn"):
+            raise InputError(
+                f"The request {request.id!r} was {filed.state} (takedown {filed.number}).",
+                "Send it again under another id.",
+            )
+        if filed.slot is not None:
+            case = self._journal.case(filed)
+            if case.request is not None and case.selectors != request.selectors():
+                raise InputError(
+                    f"Another request with the id {request.id!r} is open (takedown {filed.number}).",
+                    "Give this one an id of its own.",
+                )
+        if filed.state == "received":
+            return None
+        if filed.state == "approved":
+            return self.run([filed])[0]
+        if filed.slot is not None and filed.receipt is None:
+            return self._carry_out([filed], None)[0]
+        path = self._opened.path / "receipts" / (filed.receipt or "")
+        return Outcome(filed.number, filed.state, path, None, already=True, id=request.id)
 
-    def _accept(self, plan: Plan, after: After) -> Filed:
-        opened = self._opened
-        salt = os.urandom(receipts.SALT_BYTES)
-        served = {s.shard: s.serving.name for s in opened.states() if s.serving}
-        before = receipts.commit_state(
-            salt, store=_store_digest(opened), adapters=_adapter_digests(opened)
-        )
-        by_fate = [item.record.fate for item in plan.removed]
-        case = Case(
-            kind=plan.request.kind,
-            request_id=plan.request.id,
-            selectors=plan.request.selectors(),
-            salt=salt.hex(),
-            handles=[handle.hex() for handle in plan.handles],
-            received=plan.request.received_text(),
-            acknowledged=_now(),
-            closure=_closure(opened, plan),
-            store_count=by_fate.count("store"),
-            corpus_count=by_fate.count("corpus"),
-            held=plan.held,
-            before=before,
-            served=served,
-            after=after,
-            touched=[work.shard for work in plan.shards],
-            copies=[
-                receipts.Copy(kind="export", label=export.label, status="owed")
-                for export in plan.owed
-            ],
-        )
-        documents = [opened.document(i.record) for i in plan.removed if i.record.fate != "refused"]
-        with opened.database.transaction():
-            filed = self._journal.open_case(case)
-            opened.vault.set_state(plan.handles, "fenced")
-            self._tombstones.add(documents, plan.request, filed.mark)
-        self._on_state("fenced")
-        return filed
+    def _go_ahead(self) -> None:
+        """Plan and start what was approved ahead by a process that was killed since."""
+        rows = [row for row in self._journal.pending() if row.state == "received"]
+        if not rows:
+            return
+        for row, plan in zip(rows, self.plans(rows), strict=True):
+            if isinstance(plan, NotFound):
+                self.intake.discard(row)
+                continue
+            after = self._journal.case(row).after
+            self.intake.approve(row, plan, Decision(after=after), start=True)
 
-    def _carry_out(self, filed: Filed, evidence: Evidence | None) -> Outcome:
-        """Go from whatever state a case is in to its receipt."""
+    def _carry_out(self, rows: Sequence[Filed], evidence: Evidence | None) -> list[Outcome]:
+        """Go from whatever state cases are in to their receipts."""
         from llm_unlearn.takedown.evidence import Moments
 
         opened = self._opened
-        case = self._journal.case(filed)
-        reference = request_reference(case.request_id, bytes.fromhex(case.salt))
+        running = [_Running(row, self._journal.case(row)) for row in rows]
+        running.sort(key=lambda r: r.case.receipt is None)  # fixed numbers come first
+        if len(running) > 1:
+            for item in running:
+                item.case.together = max(item.case.together, len(running))
         moments = Moments(opened, evidence)
-        filed = self._erase(filed, case, moments)
-        if filed.state == "disposed":
-            try:
-                if case.after == "retrain":
-                    self._retrain({shard.shard for shard in case.shards})
-                case.probes = moments.after()
-            except UnlearnError as error:
-                # nothing of the text is left; utility waits until what is named is put right
-                return Outcome(filed.number, filed.state, None, reference, waiting=str(error))
-            filed = self._advance(filed, "retrained", case)
-        if case.receipt is None:
-            scan = moments.scan()
-            case.receipt = self._receipt(case, scan).model_dump_json()
-            filed = self._advance(filed, "retrained", case)
-        written = receipts.write_receipt(
-            opened.path / "receipts",
-            receipts.Receipt.model_validate_json(case.receipt),
-            opened.keyring.secret("signing"),
-        )
-        self._journal.close(filed, written.name)
-        self._on_state("receipted")
-        owed = tuple(copy.label for copy in case.copies if copy.status == "owed")
-        return Outcome(filed.number, "receipted", written, reference, owed=owed)
+        self._erase(running, moments)
+        waiting = self._retrain_all([r for r in running if r.filed.state == "disposed"], moments)
+        outcomes = []
+        done = [r for r in running if r.filed.state == "retrained"]
+        if done:
+            facts, tree = Facts.gather(opened), receipts.log_tree(opened.path / "receipts")
+            scan = moments.scan() if any(r.case.receipt is None for r in done) else None
+        for item in done:
+            if item.case.receipt is None:
+                made = make_receipt(opened, item.case, now(), facts, tree, scan)
+                item.case.receipt = made.model_dump_json()
+                self._advance(item, "retrained")
+            fixed = receipts.Receipt.model_validate_json(item.case.receipt)
+            written = receipts.write_receipt(
+                opened.path / "receipts", fixed, opened.keyring.secret("signing")
+            )
+            if fixed.number > len(tree.leaves):
+                tree.append(leaf_hash(written.read_bytes()))
+            self._journal.close(item.filed, written.name)
+        if done:
+            self._on_state("receipted")
+        for item in running:
+            case, finished = item.case, item.filed.state == "retrained"
+            path = opened.path / "receipts"
+            fixed_number = json.loads(case.receipt)["number"] if finished and case.receipt else 0
+            outcomes.append(
+                Outcome(
+                    item.filed.number,
+                    "receipted" if finished else item.filed.state,
+                    path / f"{fixed_number:08d}.json" if finished else None,
+                    request_reference(case.request_id, bytes.fromhex(case.salt)),
+                    waiting=None if finished else waiting,
+                    owed=tuple(c.label for c in case.copies if c.status == "owed"),
+                    id=case.request_id,
+                )
+            )
+        return sorted(outcomes, key=lambda outcome: outcome.number)
 
-    def _erase(self, filed: Filed, case: Case, moments: Moments) -> Filed:
+    def _retrain_all(self, running: Sequence[_Running], moments: Moments) -> str | None:
+        """Retrain what the cases need, each shard once; why it waits, or None."""
+        if not running:
+            return None
+        wanted = {
+            shard.shard for r in running if r.case.after == "retrain" for shard in r.case.shards
+        }
+        try:
+            if any(r.case.after == "retrain" for r in running):
+                self._retrain(wanted)
+            probes = moments.after()
+        except UnlearnError as error:
+            # nothing of the text is left; utility waits until what is named is put right
+            return str(error)
+        for item in running:
+            item.case.probes = probes
+            self._advance(item, "retrained")
+        self._on_state("retrained")
+        return None
+
+    def _erase(self, running: Sequence[_Running], moments: Moments) -> None:
         """From the fence to the disposal of every checkpoint that saw the text."""
-        if filed.state == "fenced":
-            moments.before_and_rolled_back(case.served)
-            self._opened.vault.delete([bytes.fromhex(handle) for handle in case.handles])
-            filed = self._advance(filed, "deleted", case)
-        if filed.state == "deleted":
-            self._dispose(filed, case)
-            filed = self._advance(filed, "disposed", case)
-        return filed
+        fenced = [r for r in running if r.filed.state == "fenced"]
+        if fenced:
+            moments.before_and_rolled_back(fenced[0].case.served)
+            handles = {handle for r in fenced for handle in r.case.handles}
+            self._opened.vault.delete([bytes.fromhex(handle) for handle in sorted(handles)])
+            for item in fenced:
+                self._advance(item, "deleted")
+            self._on_state("deleted")
+        deleted = [r for r in running if r.filed.state == "deleted"]
+        if deleted:
+            self._dispose(deleted)
+            for item in deleted:
+                self._advance(item, "disposed")
+            self._on_state("disposed")
 
-    def _advance(self, filed: Filed, state: str, case: Case) -> Filed:
-        moved = self._journal.advance(filed, state, case)  # type: ignore[arg-type]
-        if filed.state != state:
-            self._on_state(state)
-        return moved
+    def _advance(self, item: _Running, state: State) -> None:
+        item.filed = self._journal.advance(item.filed, state, item.case)
 
-    def _dispose(self, filed: Filed, case: Case) -> None:
+    def _dispose(self, running: Sequence[_Running]) -> None:
         opened = self._opened
         doomed = stale(opened.wanted(), opened.checkpoints.listed())
-        salt = bytes.fromhex(case.salt)
-        known = {(item.shard, item.slice) for item in case.checkpoints}
-        for item in doomed:
-            shard, number = (
-                item.shard,
-                slice_number(item.name, opened.training.slices, opened.training.orders),
-            )
-            if (shard, number) not in known:
-                digest = _digest(opened, item)
-                made = receipts.commit_checkpoint(salt, shard=shard, slice=number, digest=digest)
-                case.checkpoints.append(made)
-        gone = {item.shard for item in case.checkpoints}
-        case.shards = [
-            receipts.Shard(
-                shard=s.shard,
-                resumed_from=0 if case.after == "drop" else s.clean,
-                retrained=len(s.missing) if self._retrains(case, s.shard) else 0,
-            )
-            for s in opened.states()
-            if s.shard in gone
-        ]
-        if case.after == "drop":
-            self._drop(filed, case, doomed)
-            return
+        training = opened.training
+        named = [(i, slice_number(i.name, training.slices, training.orders)) for i in doomed]
+        digests = {item.name: digest_of(opened, item) for item in doomed}
+        states = opened.states()
+        touched = {shard for item_ in running for shard in item_.case.touched}
+        for running_ in running:
+            case = running_.case
+            salt = bytes.fromhex(case.salt)
+            known = {(item.shard, item.slice) for item in case.checkpoints}
+            for item, number in named:
+                # what is stale for other reasons, such as a review, goes with the first
+                ours = item.shard in case.touched or (
+                    running_ is running[0] and item.shard not in touched
+                )
+                if ours and (item.shard, number) not in known:
+                    digest = digests[item.name]
+                    made = receipts.commit_checkpoint(
+                        salt, shard=item.shard, slice=number, digest=digest
+                    )
+                    case.checkpoints.append(made)
+            gone = {item.shard for item in case.checkpoints}
+            case.shards = [
+                receipts.Shard(
+                    shard=s.shard,
+                    resumed_from=0 if case.after == "drop" else s.clean,
+                    retrained=len(s.missing) if self._retrains(case, s.shard) else 0,
+                )
+                for s in states
+                if s.shard in gone
+            ]
+        dropped = [r for r in running if r.case.after == "drop"]
+        if dropped:
+            self._drop(dropped, doomed)
         # what is about to go is written down first: a resumed process cannot read it any more
-        self._journal.advance(filed, "deleted", case)
-        opened.checkpoints.dispose(doomed)
+        for item_ in running:
+            self._advance(item_, "deleted")
+        listed = opened.checkpoints.listed()
+        opened.checkpoints.dispose([item for item in doomed if item.name in listed])
 
     def _retrains(self, case: Case, shard: int) -> bool:
         return case.after == "retrain" and shard not in self._opened.dropped()
 
-    def _drop(self, filed: Filed, case: Case, doomed: list[Listed]) -> None:
+    def _drop(self, running: Sequence[_Running], doomed: Sequence[Listed]) -> None:
         """Retire the touched shards: from now on nothing serves for them nor is trained for them."""
         opened = self._opened
         listed = opened.checkpoints.listed().values()
-        clean = [i for i in listed if i.shard in case.touched and i not in doomed]
-        case.retired = sorted({*case.retired, *(item.name for item in clean)})
-        self._journal.advance(filed, "deleted", case)
+        touched = {shard for item in running for shard in item.case.touched}
+        clean = [i for i in listed if i.shard in touched and i not in doomed]
+        for item in running:
+            own = [i.name for i in clean if i.shard in item.case.touched]
+            item.case.retired = sorted({*item.case.retired, *own})
+            self._advance(item, "deleted")
         with opened.database.transaction():
-            dropped = sorted(opened.dropped().union(case.touched))
+            dropped = sorted(opened.dropped() | touched)
             opened.database.set_value("dropped shards", json.dumps(dropped).encode())
         opened.checkpoints.dispose([*doomed, *clean])
 
@@ -287,99 +444,3 @@ class Takedowns:
                     opened.examples,
                     self._progress,
                 )
-
-    def _receipt(self, case: Case, scan: receipts.Scan | None) -> receipts.Receipt:
-        opened = self._opened
-        head = receipts.chain_head(opened.path / "receipts")
-        tree = receipts.log_tree(opened.path / "receipts")
-        recipe = opened.saved_recipe()
-        return receipts.build_receipt(
-            number=head.number + 1,
-            previous=head.digest,
-            log=receipts.LogPlace(size=len(tree.leaves), root=tree.root().hex()),
-            request=receipts.commit_request(
-                bytes.fromhex(case.salt),
-                kind=case.kind,
-                id=case.request_id,
-                selectors=case.selectors,
-            ),
-            times=receipts.Times(
-                received=case.received, acknowledged=case.acknowledged, finished=_now()
-            ),
-            closure=case.closure,
-            done=receipts.Done(
-                documents_deleted=receipts.ByFate(store=case.store_count, corpus=case.corpus_count),
-                documents_held=case.held,
-                keys_destroyed=len(case.handles) + len(case.checkpoints) + len(case.retired),
-                checkpoints=tuple(case.checkpoints),
-                disposal=_DISPOSAL,
-                shards=tuple(case.shards),
-            ),
-            state_after=receipts.State(
-                store=_store_digest(opened),
-                adapters=tuple(
-                    receipts.AdapterDigest(shard=shard, digest=digest)
-                    for shard, digest in sorted(_adapter_digests(opened).items())
-                ),
-                recipe=opened.recipe_digest().hex(),
-                base_model=recipe.base_model if recipe else opened.models.base_digest,
-                embedder=opened.models.embedder.digest,
-                environment=recipe.versions if recipe else {},
-                code_version=importlib.metadata.version("llm-unlearn"),
-            ),
-            state_before=case.before,
-            scan=scan,
-            probes=case.probes,
-            copies=case.copies,
-            waiting=sum(len(s.missing) for s in opened.states() if s.shard in case.touched)
-            if case.after != "retrain"
-            else 0,
-        )
-
-
-def _closure(opened: Opened, plan: Plan) -> receipts.Closure:
-    def count(*kinds: str) -> receipts.ByFate:
-        fates = [i.record.fate for i in (*plan.removed, *plan.flagged) if i.kind in kinds]
-        return receipts.ByFate(store=fates.count("store"), corpus=fates.count("corpus"))
-
-    removed = sum(item.kind == "paraphrase" for item in plan.removed)
-    thresholds = opened.config.takedown.model_dump()
-    return receipts.Closure(
-        rule=_RULE,
-        thresholds={k: receipts.decimal(float(v)) for k, v in sorted(thresholds.items())},
-        compared=plan.compared,
-        requested=count("requested"),
-        exact=count("exact"),
-        near_duplicate=count("near-duplicate"),
-        quotation=count("quotation"),
-        flagged=count("paraphrase"),
-        review=receipts.Review(removed=removed, open=len(plan.flagged)),
-    )
-
-
-def _store_digest(opened: Opened) -> str:
-    return hashlib.sha256(opened.store.canonical_bytes()).hexdigest()
-
-
-def _adapter_digests(opened: Opened) -> dict[int, str]:
-    listed = opened.checkpoints.listed()
-    return {
-        state.shard: _digest(opened, listed[state.serving.name])
-        for state in opened.states()
-        if state.serving
-    }
-
-
-def _digest(opened: Opened, item: Listed) -> str:
-    """Digest of a checkpoint; of one that cannot be read any more, 64 zeros.
-
-    A damaged file must not keep a takedown from being accepted.
-    """
-    try:
-        return opened.checkpoints.digest(item)
-    except Damaged:
-        return "0" * 64
-
-
-def _now() -> str:
-    return receipts.timestamp(datetime.now(UTC))

@@ -47,6 +47,8 @@ def receipt_page(verified: Verified) -> str:
         kind=KINDS[receipt.request.kind],
         found=found,
         deleted=_total(receipt.done.documents_deleted),
+        named_elsewhere=_total(closure.mentions),
+        retrained=any(shard.retrained for shard in receipt.done.shards),
         owed=[copy for copy in receipt.copies if copy.status == "owed"],
     )
 

@@ -1,20 +1,23 @@
 """What a takedown would do, before it does anything.
 
 Guarantees: planning changes nothing; the plan names every document that would go and why, every
-document that only looks alike and is left to people, and what retraining will cost. Copies are found in
-live documents only, never in a structure that outlives them. Which documents belong to a plan is
-decided when it is made; a document ingested after that is not in it (its tombstone refuses it).
+document that only looks alike and is left to people, every document of somebody else that holds the
+subject's name, and what retraining will cost. Copies are found in documents that are there (live, fenced
+or held), never in a structure that outlives them. Which documents belong to a plan is decided when it is
+made; a document ingested after that is not in it (its tombstone refuses it). Many requests are compared
+with all documents in one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_unlearn.documents import Document
+from llm_unlearn.documents import normalise
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.exports import Export, Exports
 from llm_unlearn.opened import Opened
@@ -22,7 +25,11 @@ from llm_unlearn.pace import read_pace, read_sizes, work
 from llm_unlearn.retrieval.vault import Record
 from llm_unlearn.sisa.build import ShardState, planned_steps, shard_states
 from llm_unlearn.takedown.closure import Candidate, Match, find_copies
+from llm_unlearn.takedown.overlap import fold
 from llm_unlearn.takedown.request import Request
+from llm_unlearn.takedown.tombstones import name_runs
+
+_THERE = ("live", "fenced", "held")
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Planned:
     record: Record
     id: str
     subject: str
-    kind: str  # "requested", or a closure kind
+    kind: str  # "requested", a closure kind, or "mention"
     score: float
     match: Match | None = None
 
@@ -49,21 +56,39 @@ class ShardWork:
 
 @dataclass(frozen=True)
 class Plan:
-    """A takedown before it is accepted."""
+    """A takedown before it is accepted.
+
+    Attributes:
+        removed: what goes.
+        flagged: possible paraphrases, left to people.
+        mentions: documents of other subjects that hold the subject's name: shown, never removed.
+        kept_back: handles of documents that fall under it and that a legal hold keeps.
+        texts: what copies were looked for by, as `Match.text` counts them.
+    """
 
     request: Request
     removed: tuple[Planned, ...]
     flagged: tuple[Planned, ...]
-    held: int  # named, but under a legal hold: not used, and kept
+    mentions: tuple[Planned, ...]
+    kept_back: tuple[bytes, ...]
     compared: int
     shards: tuple[ShardWork, ...]
     seconds: float | None  # expected time of retraining; None before the first training
     owed: tuple[Export, ...] = ()  # exported adapters that had learned one of these documents
+    texts: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> int:
+        """How many documents are under a legal hold: not used, and kept."""
+        return len(self.kept_back)
 
     @property
     def handles(self) -> list[bytes]:
         """Handles of the documents that go."""
         return [item.record.handle for item in self.removed]
+
+    def __repr__(self) -> str:
+        return f"Plan({len(self.removed)} removed, {len(self.flagged)} flagged)"  # never a text
 
 
 def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False) -> Plan:
@@ -73,87 +98,268 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
         include_flagged: treat possible paraphrases as copies (a person has looked at them).
 
     Raises:
-        NotFound: the request names a subject, id or source that no live document has.
-        InputError: the request names nothing at all.
+        NotFound: the request names a subject, id or source that no document has, or nothing at all
+            falls under it.
     """
-    present = opened.vault.records(states=("live", "held"))
-    live = [record for record in present if record.state == "live"]
-    asked = _named(opened, request, present)
-    named = [record for record in asked if record.state == "live"]
-    handles = {record.handle for record in asked}
-    held = [record for record in asked if record.state == "held"]
-    texts = [opened.document(r).content for r in named if r.fate != "refused"]
-    if request.text:
-        texts.append(request.text)
-    texts += [opened.document(r).content for r in held if r.fate != "refused"]
-    requested = [_planned(opened, record, "requested", 1.0) for record in named]
-    others = [r for r in live if r.handle not in handles and r.fate != "refused"]
-    matches = (
-        find_copies(
-            texts,
-            _candidates(opened, others),
+    found = make_plans(opened, [request], include_flagged=include_flagged)[0]
+    if isinstance(found, NotFound):
+        raise found
+    return found
+
+
+def make_plans(
+    opened: Opened, requests: Sequence[Request], *, include_flagged: bool = False
+) -> list[Plan | NotFound]:
+    """Plan many requests in one pass over all documents; for each its plan, or why there is none."""
+    present = opened.vault.records(states=_THERE)
+    by_handle = {record.handle: record for record in present}
+    lookup = Lookup.over(present)
+    failed: dict[int, NotFound] = {}
+    named: dict[int, list[Record]] = {}
+    texts: dict[int, list[str]] = {}
+    groups: list[int] = []
+    wanted: list[str] = []
+    rows: list[NDArray[np.float32]] = []
+    row_groups: list[int] = []
+    for group, request in enumerate(requests):
+        try:
+            named[group] = lookup.named(opened, request)
+        except NotFound as error:
+            failed[group] = error
+            continue
+        kept = [record for record in named[group] if record.fate != "refused"]
+        texts[group] = [opened.document(record).content for record in kept]
+        vectors = [opened.vectors(record) for record in kept]
+        if request.text:
+            texts[group].append(request.text)
+            vectors.append(opened.embed(request.text))
+        wanted += texts[group]
+        groups += [group] * len(texts[group])
+        rows += vectors
+        row_groups += [group for part in vectors for _ in range(len(part))]
+    # what one request names may be a copy of what another names
+    only = {r.handle for found in named.values() for r in found} if len(named) == 1 else set()
+    others = [r for r in present if r.handle not in only and r.fate != "refused"]
+    speakers = _Names({group: requests[group] for group in named})
+    matches: dict[int, list[Match]] = defaultdict(list)
+    candidates = speakers.listening(opened, others)
+    if wanted:
+        for match in find_copies(
+            wanted,
+            candidates,
             config=opened.config.takedown,
-            request_vectors=_vectors(opened, asked, request),
+            request_vectors=np.concatenate(rows) if rows else None,
+            groups=groups,
+            vector_groups=row_groups,
+        ):
+            matches[match.group].append(match)
+    else:
+        for _ in candidates:
+            pass
+    first = {group: groups.index(group) for group in set(groups)}
+    pace, sizes = read_pace(opened.database), read_sizes(opened.database)
+    plans: list[Plan | NotFound] = []
+    for group, request in enumerate(requests):
+        if group in failed:
+            plans.append(failed[group])
+            continue
+        asked = {record.handle for record in named[group]}
+        found = [
+            replace(m, text=None if m.text is None else m.text - first[group])
+            for m in matches[group]
+            if m.handle not in asked
+        ]
+        draft = _draft(opened, request, named[group], found, by_handle, include_flagged)
+        if not draft.removed and not draft.kept_back:
+            plans.append(
+                NotFound(
+                    "No live document falls under this request.",
+                    "Nothing was changed. Check the passage, or name a subject, an id or a source.",
+                )
+            )
+            continue
+        gone = set(draft.handles)
+        touched = {*asked, *gone, *draft.kept_back}
+        mentions = [
+            _planned(opened, by_handle[handle], "mention", 1.0)
+            for handle in speakers.heard[group]
+            if handle not in touched
+        ]
+        plan = replace(
+            draft,
+            mentions=tuple(mentions),
+            compared=sum(r.handle not in asked for r in others) if len(named) > 1 else len(others),
+            texts=tuple(texts[group]),
+            owed=tuple(Exports(opened.database, opened.keyring).owed(gone)),
         )
-        if texts
-        else []
-    )
-    by_handle = {record.handle: record for record in others}
-    found = [_planned(opened, by_handle[m.handle], m.kind, m.score, m) for m in matches]
-    sure = [item for item in found if include_flagged or item.kind != "paraphrase"]
-    flagged = [] if include_flagged else [item for item in found if item.kind == "paraphrase"]
-    removed = [*requested, *sure]
-    if not removed and not held:
-        raise NotFound(
-            "No live document falls under this request.",
-            "Nothing was changed. Check the passage, or name a subject, an id or a source.",
-        )
-    gone = {item.record.handle for item in removed}
-    after = _after(opened, gone)
-    return Plan(
-        request=request,
-        removed=tuple(removed),
-        flagged=tuple(flagged),
-        held=len(held),
-        compared=len(others),
-        shards=tuple(
-            ShardWork(s.shard, s.clean, len(s.missing), planned_steps(s, opened.training))
-            for s in after
-        ),
-        seconds=_seconds(opened, after),
-        owed=tuple(Exports(opened.database, opened.keyring).owed(gone)),
-    )
+        if len(requests) == 1:
+            after = _after(opened, gone)
+            owing = work(after, opened.training, sizes)
+            plan = replace(
+                plan,
+                shards=_works(opened, after),
+                seconds=None if pace is None else pace.expected(owing, loaded=opened.models.loaded),
+            )
+        plans.append(plan)
+    return plans
 
 
-def _named(opened: Opened, request: Request, present: Sequence[Record]) -> list[Record]:
-    mark = opened.vault.mark
+def joint_work(opened: Opened, plans: Sequence[Plan]) -> tuple[tuple[ShardWork, ...], float | None]:
+    """What retraining several plans at once takes: each shard's share, and the expected seconds."""
+    after = _after(opened, {handle for plan in plans for handle in plan.handles})
+    pace = read_pace(opened.database)
+    owed = work(after, opened.training, read_sizes(opened.database))
+    seconds = None if pace is None else pace.expected(owed, loaded=opened.models.loaded)
+    return _works(opened, after), seconds
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Records by what requests name them by."""
+
+    subjects: Mapping[bytes, Sequence[Record]]
+    sources: Mapping[bytes, Sequence[Record]]
+    handles: Mapping[bytes, Record]
+
+    @classmethod
+    def over(cls, records: Sequence[Record]) -> Lookup:
+        """Index records."""
+        subjects: dict[bytes, list[Record]] = defaultdict(list)
+        sources: dict[bytes, list[Record]] = defaultdict(list)
+        for record in records:
+            subjects[record.subject].append(record)
+            sources[record.source].append(record)
+        return cls(subjects, sources, {record.handle: record for record in records})
+
+    def named(self, opened: Opened, request: Request) -> list[Record]:
+        """Every record that a request names, by handle.
+
+        Raises:
+            NotFound: it names a subject, id or source that none has.
+        """
+        mark = opened.vault.mark
+        chosen: dict[bytes, Record] = {}
+        if request.subject:
+            found = self.subjects.get(mark("subject", request.subject), ())
+            _some(found, "subject", request.subject)
+            chosen |= {r.handle: r for r in found}
+        for name in request.ids:
+            match = self.handles.get(mark("id", name))
+            _some([match] if match else (), "id", name)
+            if match:
+                chosen[match.handle] = match
+        if request.source:
+            found = self.sources.get(mark("source", request.source), ())
+            _some(found, "source", request.source)
+            chosen |= {r.handle: r for r in found}
+        return [chosen[handle] for handle in sorted(chosen)]
+
+
+def look_up(opened: Opened, request: Request) -> list[Record]:
+    """The same from the database's indexes, for one request: its time does not grow with the vault.
+
+    Exact copies by the whole normalised text are among them.
+
+    Raises:
+        NotFound: it names a subject, id or source that none has.
+        InputError: it names nothing.
+    """
+    vault, mark = opened.vault, opened.vault.mark
     chosen: dict[bytes, Record] = {}
     if request.subject:
-        found = [r for r in present if r.subject == mark("subject", request.subject)]
-        if not found:
-            raise NotFound(
-                f"No live document has the subject {request.subject!r}.",
-                "Look at the ids and subjects in your own records; this workspace lists none in clear.",
-            )
+        found = vault.records(states=_THERE, subject=mark("subject", request.subject))
+        _some(found, "subject", request.subject)
         chosen |= {r.handle: r for r in found}
     for name in request.ids:
-        handle = mark("id", name)
-        match = [r for r in present if r.handle == handle]
-        if not match:
-            raise NotFound(f"No live document has the id {name!r}.", "Nothing was changed.")
-        chosen |= {handle: match[0]}
+        match = vault.find(mark("id", name))
+        _some([match] if match and match.state in _THERE else (), "id", name)
+        if match:
+            chosen[match.handle] = match
     if request.source:
-        found = [r for r in present if r.source == mark("source", request.source)]
-        if not found:
-            raise NotFound(
-                f"No live document has the source {request.source!r}.", "Nothing was changed."
-            )
+        found = vault.records(states=_THERE, source=mark("source", request.source))
+        _some(found, "source", request.source)
         chosen |= {r.handle: r for r in found}
     if not chosen and not request.text:
         raise InputError(
             "The request names nothing to remove.", "Give a subject, an id, a source or a text."
         )
+    contents = {record.content for record in chosen.values() if record.fate != "refused"}
+    if request.text:
+        contents.add(mark("content", normalise(request.text)))
+    for content in contents:
+        chosen |= {r.handle: r for r in vault.records(states=_THERE, content=content)}
     return [chosen[handle] for handle in sorted(chosen)]
+
+
+def _some(found: Sequence[Record], what: str, name: str) -> None:
+    if not found:
+        raise NotFound(
+            f"No live document has the {what} {name!r}.",
+            "Look at the ids and subjects in your own records; this workspace lists none in clear."
+            if what == "subject"
+            else "Nothing was changed.",
+        )
+
+
+def _draft(
+    opened: Opened,
+    request: Request,
+    named: Sequence[Record],
+    found: Sequence[Match],
+    by_handle: Mapping[bytes, Record],
+    include_flagged: bool,
+) -> Plan:
+    """What goes, what is left to people, and what a hold keeps."""
+    removed = [_planned(opened, r, "requested", 1.0) for r in named if r.state != "held"]
+    held = [record.handle for record in named if record.state == "held"]
+    flagged: list[Planned] = []
+    for match in found:
+        record = by_handle[match.handle]
+        sure = include_flagged or match.kind != "paraphrase"
+        if record.state == "held":
+            if sure:
+                held.append(record.handle)
+            continue
+        item = _planned(opened, record, match.kind, match.score, match)
+        (removed if sure else flagged).append(item)
+    return Plan(request, tuple(removed), tuple(flagged), (), tuple(held), 0, (), None)
+
+
+class _Names:
+    """The names of subjects, listened for while documents pass by."""
+
+    def __init__(self, requests: Mapping[int, Request]) -> None:
+        self.heard: dict[int, list[bytes]] = defaultdict(list)
+        self._subjects: dict[int, str] = {}
+        runs: dict[tuple[str, ...], set[int]] = defaultdict(set)
+        for group, request in requests.items():
+            for name in (request.subject, *request.names):
+                for run in name_runs(name) if name else ():
+                    runs[run].add(group)
+            if request.subject:
+                self._subjects[group] = request.subject
+        self._runs = runs
+        self._lengths: dict[str, set[int]] = defaultdict(set)  # by first word
+        for run in runs:
+            self._lengths[run[0]].add(len(run))
+
+    def listening(self, opened: Opened, records: Sequence[Record]) -> Iterator[Candidate]:
+        """Each document as a candidate for the closure; its names are noted on the way."""
+        own = {g: opened.vault.mark("subject", name) for g, name in self._subjects.items()}
+        for record in records:
+            content = opened.document(record).content
+            for group in self._said(content) if self._runs else ():
+                if own.get(group) != record.subject:
+                    self.heard[group].append(record.handle)
+            yield Candidate(record.handle, content, opened.vectors(record))
+
+    def _said(self, text: str) -> set[int]:
+        words = fold(text).words
+        found: set[int] = set()
+        for at, word in enumerate(words):
+            for length in self._lengths.get(word, ()):
+                found |= self._runs.get(words[at : at + length], set())
+        return found
 
 
 def _planned(
@@ -163,32 +369,16 @@ def _planned(
     return Planned(record, entry.id, entry.subject, kind, score, match)
 
 
-def _candidates(opened: Opened, records: Sequence[Record]) -> Iterator[Candidate]:
-    for record in records:
-        document: Document = opened.document(record)
-        rows = opened.vectors(record)
-        yield Candidate(record.handle, document.content, rows)
-
-
-def _vectors(
-    opened: Opened, named: Sequence[Record], request: Request
-) -> NDArray[np.float32] | None:
-    """The vectors (rows, dim) of everything the request names; None when it names no text."""
-    rows = [opened.vectors(record) for record in named if record.fate != "refused"]
-    if request.text:
-        rows.append(opened.embed(request.text))
-    return np.concatenate(rows) if rows else None
-
-
-def _after(opened: Opened, gone: set[bytes]) -> list[ShardState]:
+def _after(opened: Opened, gone: Collection[bytes]) -> list[ShardState]:
     """The shards that these documents were in, as they would stand without them.
 
-    A dropped shard has nothing to be trained again.
+    Documents that are fenced for a request count as they were before it. A dropped shard has nothing to
+    be trained again.
     """
     after = shard_states(opened.wanted_without(gone), opened.checkpoints.listed())
     affected = {
         shard
-        for shard, parts in opened.wanted().items()
+        for shard, parts in opened.wanted_without((), back=gone).items()
         for part in parts
         for record in part.records
         if record.handle in gone
@@ -201,9 +391,8 @@ def _after(opened: Opened, gone: set[bytes]) -> list[ShardState]:
     ]
 
 
-def _seconds(opened: Opened, after: Sequence[ShardState]) -> float | None:
-    pace = read_pace(opened.database)
-    if pace is None:
-        return None
-    owed = work(after, opened.training, read_sizes(opened.database))
-    return pace.expected(owed, loaded=opened.models.loaded)
+def _works(opened: Opened, after: Sequence[ShardState]) -> tuple[ShardWork, ...]:
+    training = opened.training
+    return tuple(
+        ShardWork(s.shard, s.clean, len(s.missing), planned_steps(s, training)) for s in after
+    )

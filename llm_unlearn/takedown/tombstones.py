@@ -95,7 +95,9 @@ class Tombstones:
         with database.transaction() as connection:
             connection.execute(_TABLE)
 
-    def add(self, documents: Iterable[Document], request: Request, mark: bytes) -> None:
+    def add(
+        self, documents: Iterable[Document], request: Request, mark: bytes, *, whole: bool = True
+    ) -> None:
         """Refuse these documents, the request's passage, and the subject it names, from now on.
 
         Doing it again changes nothing. Joins a transaction that is open.
@@ -104,15 +106,17 @@ class Tombstones:
             documents: what is being removed.
             request: who asked for what.
             mark: what the caller knows the request by; `lift` takes it.
+            whole: the request was accepted in whole; else neither passage, subject nor names are refused,
+                since some of it stays.
         """
         texts = [document.content for document in documents]
-        if request.text:
+        if request.text and whole:
             texts.append(request.text)
         rows = [row for text in texts for row in self._rows(text, mark)]
-        for name in (request.subject, *request.names):
+        for name in (request.subject, *request.names) if whole else ():
             marks = [self._name(run) for run in name_runs(name)] if name else []
             rows += [(found, "name", mark, found) for found in marks]
-        if request.subject:
+        if request.subject and whole:
             subject = self._subject(request.subject)
             rows.append((subject, "subject", mark, subject))
         with self._database.transaction() as connection:

@@ -128,8 +128,11 @@ def fresh_folder(
 
     from llm_unlearn.models import packaged as real
     from llm_unlearn.sisa import recipe
+    from llm_unlearn.takedown import closure
 
     monkeypatch.setattr(real, "unpack", packaged.__getitem__)
+    # to a random embedder everything is alike
+    monkeypatch.setattr(closure._Vectors, "close", lambda _self, _candidate: [])
     monkeypatch.setattr(recipe, "pin_threads", lambda _threads: torch.set_num_threads(1))
     monkeypatch.setenv("LLM_UNLEARN_KEYS", str(tmp_path / "default-keys"))
     numbers = itertools.count(1)

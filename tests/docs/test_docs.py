@@ -179,7 +179,8 @@ def _carry_out(command: str, where: str) -> None:
         assert set(arguments) <= set(targets), f"{where}: {command}"
         return
     assert program == "llm-unlearn", f"{where}: {command!r} cannot be run; mark its block"
-    if arguments[0] == "takedown" and not {"--yes", "-y", "--dry-run", "-n"} & set(arguments):
+    one_step = arguments[0] == "takedown" and Path(arguments[1]).is_dir()
+    if one_step and not {"--yes", "-y", "--dry-run", "-n"} & set(arguments):
         arguments.append("--yes")
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         code = main(arguments)

@@ -1,0 +1,346 @@
+"""Requests as they come in and are decided: submitted, approved in whole or in part, refused, withdrawn,
+and after a counter-notice restored.
+
+Guarantees: `submit` fences, in one durable transaction, everything that a request names and every copy of
+it with the same letters, and only then is there an acknowledgement; its time does not grow with the
+workspace. What is refused, withdrawn or declined answers again at once, unless another open request holds
+it. `approve` fences all copies, puts possible ones under review, bars what a legal hold keeps, and sets the
+tombstones, in one transaction. `restore` lifts a request's tombstones; nothing comes back by itself.
+
+The caller holds the workspace's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.opened import Opened
+from llm_unlearn.retrieval import bars
+from llm_unlearn.takedown import receipt as receipts
+from llm_unlearn.takedown import reviews
+from llm_unlearn.takedown.account import Earlier, closure_of
+from llm_unlearn.takedown.copies import owed_copies
+from llm_unlearn.takedown.journal import STARTED, UNDECIDED, After, Case, Filed, Journal
+from llm_unlearn.takedown.plan import Plan, Planned, look_up
+from llm_unlearn.takedown.request import Request
+from llm_unlearn.takedown.tombstones import Tombstones
+from llm_unlearn.takedown.verify import request_reference
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """A request that is filed, and fenced.
+
+    Attributes:
+        reference: what the claimant is given to recognise their receipt.
+        fenced: documents that it took out of use.
+        due: the day by which it must be done; None where none is set.
+    """
+
+    number: int
+    id: str
+    reference: str
+    acknowledged: str
+    fenced: int
+    due: str | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about a plan.
+
+    Attributes:
+        declined: ids of documents that are not accepted; they are served again.
+        reason: why, as the claimant is told.
+        keep_flagged: the possible paraphrases are none, and are served on.
+        kept: ids of possible paraphrases that are none.
+        after: what follows the disposal.
+    """
+
+    declined: tuple[str, ...] = ()
+    reason: str | None = None
+    keep_flagged: bool = False
+    kept: tuple[str, ...] = ()
+    after: After = "retrain"
+
+
+ACCEPTED = Decision()
+"""All of it, with the possible paraphrases left to people."""
+
+
+class Intake:
+    """Takes in and decides the requests of one workspace."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self.journal = Journal(opened.database, opened.keyring)
+        self._tombstones = Tombstones(opened.database, opened.keyring)
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        *,
+        ahead: bool = False,
+        include_flagged: bool = False,
+        after: After = "retrain",
+    ) -> list[tuple[Filed, Acknowledged]]:
+        """File requests and fence what they name, all in one transaction.
+
+        Args:
+            ahead: they are approved already, whatever else falls under them.
+
+        Raises:
+            NotFound: one names a subject, id or source that no document has. Nothing was filed.
+            InputError: one is filed already.
+        """
+        opened, made = self._opened, []
+        with opened.database.transaction():
+            for request in requests:
+                found = look_up(opened, request)
+                live = [record.handle for record in found if record.state == "live"]
+                ours = [record.handle for record in found if record.state != "held"]
+                opened.vault.set_state(live, "fenced")
+                salt = os.urandom(receipts.SALT_BYTES)
+                case = Case(
+                    kind=request.kind,
+                    request_id=request.id,
+                    request=request,
+                    selectors=request.selectors(),
+                    salt=salt.hex(),
+                    handles=[handle.hex() for handle in ours],
+                    received=request.received_text(),
+                    acknowledged=now(),
+                    ahead=ahead,
+                    include_flagged=include_flagged,
+                    after=after,
+                )
+                filed = self.journal.open_case(case)
+                due = request.deadline
+                made.append(
+                    (
+                        filed,
+                        Acknowledged(
+                            filed.number,
+                            request.id,
+                            request_reference(request.id, salt),
+                            case.acknowledged,
+                            len(live),
+                            due.isoformat() if due else None,
+                        ),
+                    )
+                )
+        return made
+
+    def approve(
+        self,
+        filed: Filed,
+        plan: Plan,
+        decision: Decision = ACCEPTED,
+        *,
+        start: bool,
+        earlier: Earlier | None = None,
+    ) -> Filed:
+        """Accept a plan, in whole or in part; the case is then `fenced` (started) or `approved`.
+
+        Args:
+            earlier: the state before, where several are approved at once.
+
+        Raises:
+            InputError: what is declined or kept is not in the plan, nothing is left, or no reason is
+                given.
+        """
+        opened, case = self._opened, self.journal.case(filed)
+        going = _without(plan.removed, decision.declined, "removed")
+        open_ = [] if decision.keep_flagged else _without(plan.flagged, decision.kept, "flagged")
+        declined = len(plan.removed) - len(going)
+        if declined and not (decision.reason or "").strip():
+            raise InputError("A part is declined without a reason.", "Give one: --reason.")
+        if not going and not plan.held:
+            raise InputError("Nothing of the request is accepted.", "Refuse it, with the reason.")
+        fence = opened.config.takedown.fence_flagged
+        handles = [item.record.handle for item in going]
+        flagged = [item.record.handle for item in open_]
+        before = [bytes.fromhex(handle) for handle in case.handles]
+        loose = {*before, *(i.record.handle for i in plan.removed)} - set(handles)
+        loose -= set(flagged) if fence else set()
+        earlier = earlier or Earlier.gather(opened, {*before, *handles})
+        case.before = earlier.commit(bytes.fromhex(case.salt))
+        case.served = dict(earlier.serving)
+        case.touched = earlier.touched(handles)
+        fates = [item.record.fate for item in going]
+        case.handles = [handle.hex() for handle in handles]
+        case.store_count, case.corpus_count = fates.count("store"), fates.count("corpus")
+        case.held = plan.held
+        case.closure = closure_of(
+            opened, plan, open_=len(open_), fenced=len(flagged) if fence else 0, declined=declined
+        )
+        case.reason, case.after = decision.reason, decision.after
+        case.copies = owed_copies(opened, plan)
+        documents = [opened.document(i.record) for i in going if i.record.fate != "refused"]
+        with opened.database.transaction():
+            opened.vault.set_state(handles, "fenced")
+            reviews.close(opened.database, handles)
+            if fence:
+                opened.vault.set_state(flagged, "fenced")
+                reviews.add(opened.database, flagged, filed.mark)
+            self._free(loose, but=filed)
+            bars.add(opened.database, plan.kept_back, filed.mark)
+            self._tombstones.add(documents, plan.request, filed.mark, whole=not declined)
+            return self.journal.advance(filed, "fenced" if start else "approved", case)
+
+    def refuse(self, filed: Filed, reason: str) -> Filed:
+        """Refuse a request that nothing was destroyed for; what it fenced answers again.
+
+        The case stays, sealed, so that the reason can be told; `withdraw` ends it.
+
+        Raises:
+            InputError: it is too late, or no reason is given.
+        """
+        if not reason.strip():
+            raise InputError("A refusal needs a reason.", "The claimant must be told why.")
+        self._undecided(filed, "refused")
+        case = self.journal.case(filed)
+        case.reason = reason
+        with self._opened.database.transaction():
+            self._undo(filed, case)
+            case.handles = []
+            return self.journal.advance(filed, "refused", case)
+
+    def withdraw(self, filed: Filed) -> None:
+        """End a request that its sender takes back, or a refused one; its case is destroyed.
+
+        Raises:
+            InputError: it is too late.
+        """
+        self._undecided(filed, "withdrawn", also="refused")
+        case = self.journal.case(filed)
+        with self._opened.database.transaction():
+            self._undo(filed, case)
+        self.journal.end(filed, "withdrawn")
+
+    def discard(self, filed: Filed) -> None:
+        """As `withdraw`, and nothing remembers it: it was not meant, or nothing falls under it."""
+        with self._opened.database.transaction():
+            self._undo(filed, self.journal.case(filed))
+        self.journal.discard(filed)
+
+    def restore(self, filed: Filed) -> int:
+        """Accept again what a request had removed; how many tombstones were lifted.
+
+        Raises:
+            InputError: it has not been carried out.
+        """
+        if filed.state not in ("receipted", "restored"):
+            raise InputError(
+                f"Takedown {filed.number} is {filed.state}: nothing was removed for it.",
+                "A request that is not carried out is refused or withdrawn.",
+            )
+        lifted = self._tombstones.lift(filed.mark)
+        self.journal.end(filed, "restored")
+        return lifted
+
+    def keep(self, ids: Sequence[str]) -> int:
+        """End the review of documents that are no copies: they answer again; how many.
+
+        Raises:
+            NotFound: one is not under review.
+        """
+        opened = self._opened
+        waiting = reviews.under_review(opened.database)
+        handles = [opened.vault.mark("id", name) for name in ids]
+        for name, handle in zip(ids, handles, strict=True):
+            if handle not in waiting:
+                raise NotFound(f"{name!r} is not under review.", "See `takedown review`.")
+        with opened.database.transaction():
+            reviews.close(opened.database, handles)
+            self._free(set(handles), but=None)
+        return len(handles)
+
+    def under_review(self) -> list[tuple[str, str, int | None]]:
+        """Documents that wait for a decision: id, subject, number of the takedown that found them."""
+        opened = self._opened
+        waiting = reviews.under_review(opened.database)
+        records = opened.vault.find_many(list(waiting))
+        numbers = {filed.mark: filed.number for filed in self.journal.filed()}
+        found = []
+        for handle, record in records.items():
+            entry = opened.ledger.entry(record)
+            found.append((entry.id, entry.subject, numbers.get(waiting[handle])))
+        return sorted(found)
+
+    def _undecided(self, filed: Filed, wanted: str, also: str = "") -> None:
+        if filed.state not in (*UNDECIDED, also):
+            done = "is being carried out" if filed.state in STARTED else f"is {filed.state}"
+            raise InputError(
+                f"Takedown {filed.number} {done} and cannot be {wanted}.",
+                "A counter-notice brings text back: takedown restore."
+                if filed.state == "receipted"
+                else "",
+            )
+
+    def _undo(self, filed: Filed, case: Case) -> None:
+        """Take back what submission and approval did. Inside a transaction."""
+        database = self._opened.database
+        waiting = {h for h, mark in reviews.under_review(database).items() if mark == filed.mark}
+        reviews.close(database, waiting)
+        bars.drop(database, filed.mark)
+        self._tombstones.lift(filed.mark)
+        self._free({*waiting, *(bytes.fromhex(h) for h in case.handles)}, but=filed)
+
+    def _free(self, handles: Collection[bytes], but: Filed | None) -> None:
+        """Let fenced documents answer again, unless another open request or a review holds them."""
+        if not handles:
+            return
+        opened = self._opened
+        kept = set(reviews.under_review(opened.database))
+        for other, case in self.journal.open_cases():
+            if but is None or other.number != but.number:
+                kept |= {bytes.fromhex(handle) for handle in case.handles}
+        found = opened.vault.find_many([handle for handle in handles if handle not in kept])
+        fenced = [handle for handle, record in found.items() if record.state == "fenced"]
+        opened.vault.set_state(fenced, "live")
+
+
+def find(journal: Journal, which: str, sender: str | None = None) -> Filed:
+    """A takedown by its number, or by the request's id (with the sender where several have it).
+
+    Raises:
+        NotFound: there is none.
+        InputError: several requests have this id.
+    """
+    rows = journal.filed()
+    if sender is None and which.isascii() and which.isdigit():
+        found = [row for row in rows if row.number == int(which)]
+    elif sender is not None:
+        row = journal.find(which, sender)
+        found = [] if row is None else [row]
+    else:
+        known = journal.find(which)
+        named = [row for row, case in journal.open_cases() if case.request_id == which]
+        found = list({row.number: row for row in (*named, *([known] if known else []))}.values())
+    if not found:
+        raise NotFound(
+            f"There is no takedown {which!r}.",
+            "`takedown list` shows all; one that is over is known by its number, or by id and sender.",
+        )
+    if len(found) > 1:
+        numbers = ", ".join(str(row.number) for row in found)
+        raise InputError(f"Several requests have the id {which!r}: {numbers}.", "Give the number.")
+    return found[0]
+
+
+def _without(items: Sequence[Planned], ids: Sequence[str], what: str) -> list[Planned]:
+    there = {item.id for item in items}
+    for name in ids:
+        if name not in there:
+            raise InputError(f"{name!r} is not among what is {what}.", "Look at the plan.")
+    return [item for item in items if item.id not in ids]
+
+
+def now() -> str:
+    """This moment as a receipt writes it."""
+    return receipts.timestamp(datetime.now(UTC))
