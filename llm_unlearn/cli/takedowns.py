@@ -16,7 +16,7 @@ from llm_unlearn.cli import planview
 from llm_unlearn.cli.failures import UsageError
 from llm_unlearn.cli.options import DryRun, Keys, WorkspaceDir, open_workspace
 from llm_unlearn.cli.output import Output, words
-from llm_unlearn.errors import InputError, RecipeMismatch
+from llm_unlearn.errors import InputError, RecipeMismatch, UnlearnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,6 +180,7 @@ class _Run:
     after: After = "retrain"
     plan: Plan | None = None
     states: list[dict[str, object]] = field(default_factory=list)
+    early: list[str] = field(default_factory=list)
     started: float = 0.0
 
     def go(self, demand: Request, *, include_flagged: bool, probe: bool) -> None:
@@ -228,8 +229,8 @@ class _Run:
         try:
             with self.out.bar("retraining") as bar:
                 outcome = act(bar.step)
-        except BaseException:
-            if self.states:
+        except BaseException as error:
+            if self.states and (self.plan is not None or not isinstance(error, UnlearnError)):
                 where = shlex.quote(str(self.opened.path))
                 self.out.say(
                     "The takedown was accepted and no answer draws on the text. "
@@ -262,6 +263,9 @@ class _Run:
 
     def show(self, plan: Plan) -> None:
         self.plan = plan
+        for line in self.early:
+            self.out.say(line)
+        self.early.clear()
         self.out.show(*planview.shown(plan, self.opened.opened))
 
     def state(self, state: str) -> None:
@@ -270,7 +274,11 @@ class _Run:
         meaning = _STATES[state]
         if state == "retrained" and self.after != "retrain":
             meaning = _UNTRAINED[self.after]
-        self.out.say(f"{state} ({seconds:.1f} s): {meaning}")
+        line = f"{state} ({seconds:.1f} s): {meaning}"
+        if state == "fenced" and self.plan is None:
+            self.early.append(line)  # lifted again if it cannot be planned
+        else:
+            self.out.say(line)
 
 
 def tell_all(out: Output, opened: Workspace, outcomes: Sequence[Outcome]) -> None:

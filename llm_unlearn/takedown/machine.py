@@ -124,8 +124,9 @@ class Takedowns:
                 on_plan(plan)
             agreed = confirm is None or confirm(plan)
         except BaseException as error:
-            # approved ahead and interrupted, it is finished by whoever writes next
-            if new and (confirm is not None or isinstance(error, NotFound)):
+            # approved ahead and interrupted, it is finished by whoever writes next; what cannot be
+            # planned was not accepted
+            if new and (confirm is not None or isinstance(error, UnlearnError)):
                 self.intake.discard(filed)
             raise
         if not agreed:
@@ -217,7 +218,8 @@ class Takedowns:
         """Finish every takedown that was started or approved ahead and has no receipt yet."""
         self._journal.sweep()
         self._go_ahead()
-        return self._carry_out(self._journal.pending(), None)
+        started = [row for row in self._journal.pending() if row.state != "received"]
+        return self._carry_out(started, None)
 
     def settle(self) -> None:
         """Bring every unfinished takedown to where nothing is left of it, and retrain nothing yet.
@@ -229,7 +231,7 @@ class Takedowns:
 
         self._journal.sweep()
         self._go_ahead()
-        pending = self._journal.pending()
+        pending = [row for row in self._journal.pending() if row.state != "received"]
         self._carry_out([row for row in pending if row.state == "retrained"], None)
         rest = [row for row in pending if row.state != "retrained"]
         self._erase([_Running(r, self._journal.case(r)) for r in rest], Moments(self._opened, None))
@@ -270,7 +272,11 @@ class Takedowns:
         rows = [row for row in self._journal.pending() if row.state == "received"]
         if not rows:
             return
-        for row, plan in zip(rows, self.plans(rows), strict=True):
+        try:
+            plans = self.plans(rows)
+        except UnlearnError:
+            return  # fenced all the same; it must not keep others, or its own cure, from being done
+        for row, plan in zip(rows, plans, strict=True):
             if isinstance(plan, NotFound):
                 self.intake.discard(row)
                 continue
