@@ -129,31 +129,43 @@ def audit(
     for shard in chosen:
         if not 0 <= shard < count:
             raise NotFound(f"There is no shard {shard}.", f"There are 0 to {count - 1}.")
-    opened.check_recipe()
     change = opened.database.change()
     wanted, listed = opened.wanted(), opened.checkpoints.listed()
-    fresh = InMemory()
-    build(
-        shard_states({shard: wanted[shard] for shard in chosen}, {}),
-        opened.models.host,
-        fresh,
-        opened.training,
-        opened.examples,
-        progress,
-    )
+    derived = derive(opened, chosen, progress)
     rows = []
     for shard in chosen:
         asked = {part.name: part for part in wanted[shard]}
         there = {name for name, item in listed.items() if item.shard == shard}
         for name in sorted(asked.keys() | there):
             part, item = asked.get(name), listed.get(name)
-            rows.append(_compare(opened, shard, name, part, item, fresh.digests.get(name)))
-    claims = _claims(opened, chosen, fresh.digests)
+            rows.append(_compare(opened, shard, name, part, item, derived.get(name)))
+    claims = _claims(opened, chosen, derived)
     if opened.database.change() != change:
         raise WorkspaceLocked(
             f"{opened.path} was changed while it was audited.", "Run the audit once more."
         )
     return Audit(tuple(rows), claims)
+
+
+def derive(
+    opened: Opened, shards: Collection[int], progress: Progress | None = None
+) -> dict[str, str]:
+    """Build shards anew from the live documents, in memory: the digest (hex) of each checkpoint by name.
+
+    Raises:
+        RecipeMismatch: this machine computes other bits than the workspace was trained with.
+    """
+    opened.check_recipe()
+    wanted, fresh = opened.wanted(), InMemory()
+    build(
+        shard_states({shard: wanted[shard] for shard in shards}, {}),
+        opened.models.host,
+        fresh,
+        opened.training,
+        opened.examples,
+        progress,
+    )
+    return fresh.digests
 
 
 def _compare(

@@ -23,6 +23,7 @@ from llm_unlearn.cli import (
     foreign,
     forgetting,
     learning,
+    mcp,
     planning,
     receipts,
     shards,
@@ -46,11 +47,12 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (comparing.compare, (3, 4, 5, 6, 8, 9)),
     (takedowns.correct, (3, 4, 5, 6, 7, 9)),
     (takedowns.resume, (5, 6, 9)),
-    (receipts.verify, (3, 4, 6, 8)),
+    (receipts.verify, (3, 4, 5, 6, 8, 9)),
     (shards.audit, (4, 5, 6, 8, 9)),
     (shards.export, (3, 4, 5, 6, 9)),
     (planning.plan, (4,)),
     (workspaces.status, (5, 6, 9)),
+    (mcp.mcp, (5, 6, 9)),
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
 )
@@ -77,6 +79,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (bench_training.orders, (3, 4, 9)),
     (benches.answer, (9,)),
     (benches.forget, (3, 9)),
+    (benches.takedown, (3, 4, 9)),
 )
 
 

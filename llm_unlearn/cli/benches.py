@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -167,4 +169,83 @@ def forget(
     out.result(
         {"threads": threads, "methods": [{**asdict(row), "ratio": row.ratio} for row in rows]},
         *bench.tables(rows),
+    )
+
+
+def takedown(
+    out: Output,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            "--vectors", metavar="FILE", help="Unit vectors (.npy); default invented ones."
+        ),
+    ] = None,
+    chunks: Annotated[
+        int, typer.Option("--chunks", min=100, help="Chunks in the store.")
+    ] = 100_000,
+    shards: Annotated[int, typer.Option("--shards", min=1, help="Trained shards.")] = 16,
+    requests: Annotated[
+        int, typer.Option("--requests", min=1, help="Requests submitted one by one.")
+    ] = 20,
+    many: Annotated[int, typer.Option("--many", min=1, help="Requests in one file.")] = 1000,
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="The base model.")
+    ] = "packaged:smollm2-135m-instruct",
+    embedder: Annotated[
+        str, typer.Option("--embedder", metavar="M", help="The embedder.")
+    ] = "packaged:all-minilm-l6-v2",
+) -> None:
+    """Measure how soon a request is acknowledged, fence included, and what many at once cost."""
+    from llm_unlearn.config import Config
+    from llm_unlearn.retrieval.bench.vectors import load_vectors, synthetic, thinned
+    from llm_unlearn.takedown_bench import measure
+
+    config = Config.model_validate(
+        {
+            "model": model,
+            "embedder": embedder,
+            "training": {"shards": shards, "slices": 2, "epochs": 2, "threads": 1},
+            "takedown": {"fence_flagged": False},  # invented texts are no paraphrases
+        }
+    )
+    rows = synthetic(chunks) if vectors is None else thinned(load_vectors(vectors), chunks)
+    found = measure(config, rows, requests=requests, many=many, tell=out.say)
+
+    def spread(values: Sequence[float]) -> dict[str, float]:
+        return {
+            "median": statistics.median(values),
+            "least": min(values),
+            "most": max(values),
+        }
+
+    value = {
+        "chunks": found.chunks,
+        "shards": found.shards,
+        "acknowledged_store": spread(found.store),
+        "acknowledged_corpus": spread(found.corpus),
+        "reader": spread(found.readers),
+        "many": found.many,
+        "many_planned_seconds": found.planned,
+        "many_carried_out_seconds": found.carried_out,
+        "trainings_of_a_shard": found.trainings,
+    }
+    out.result(
+        value,
+        render.table(
+            f"Seconds, {found.chunks} chunks and {found.shards} shards",
+            ("what", "median", "least", "most"),
+            [
+                (name, *(f"{v:.3f}" for v in spread(values).values()))
+                for name, values in (
+                    ("acknowledged, a stored subject", found.store),
+                    ("acknowledged, a learned subject", found.corpus),
+                    ("a reader's next search", found.readers),
+                )
+            ],
+        ),
+        words(
+            f"{found.many} requests as one file: {found.planned:.1f} s until planned, "
+            f"{found.carried_out:.1f} s to carry out; no checkpoint was trained more than "
+            f"{found.trainings} times."
+        ),
     )

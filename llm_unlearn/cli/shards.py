@@ -21,6 +21,14 @@ def audit(
         list[int] | None,
         typer.Option("--shard", "-s", metavar="N", help="A shard; repeatable. Default: all."),
     ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            "--kit",
+            metavar="DIR",
+            help="Instead: write what an auditor needs for `verify --rederive`. In the clear.",
+        ),
+    ] = None,
     keys: Keys = None,
 ) -> None:
     """Build shards anew from the documents that are here, in memory, and compare digests.
@@ -28,6 +36,20 @@ def audit(
     Every checkpoint on disk, and the adapters that the last receipt names, must be what the retained
     documents give. Changes nothing; takes as long as training those shards.
     """
+    if kit is not None:
+        from llm_unlearn.auditkit import write_kit
+
+        if shard:
+            raise UsageError("A kit holds all shards: give --kit or --shard.")
+        with open_workspace(workspace, keys, write=False) as opened:
+            count = write_kit(opened.opened, kit)
+        out.result(
+            {"kit": str(kit), "documents": count},
+            words(
+                f"{count} retained documents are in the clear in {kit}: for the auditor.", "yellow"
+            ),
+        )
+        return
     with open_workspace(workspace, keys, write=False) as opened, out.bar("auditing") as bar:
         found = opened.audit(shard or None, progress=bar.step)
     out.result(

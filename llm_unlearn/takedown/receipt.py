@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from llm_unlearn.errors import Damaged, InputError
-from llm_unlearn.files import write_atomic
+from llm_unlearn.files import sync_directory, write_atomic
 from llm_unlearn.takedown.envelope import canonical, sign
 from llm_unlearn.takedown.merkle import EMPTY, Tree, leaf_hash
 from llm_unlearn.takedown.schema import (
@@ -344,6 +344,8 @@ def write_receipt(directory: Path, receipt: Receipt, seed: bytes) -> Path:
             f"which is {head.number}.",
             "Restore the missing receipts, then resume the takedown.",
         )
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not directory.is_dir():
+        directory.mkdir(mode=0o700, parents=True)
+        sync_directory(directory.parent)
     write_atomic(path, data)
     return path

@@ -45,6 +45,9 @@ COMMANDS = (
     "bench train",
     "bench answer",
     "bench forget",
+    "bench takedown",
+    "mcp",
+    "audit",
 )
 HEAVY = {
     *("accelerate", "datasets", "faiss", "huggingface_hub", "numpy", "peft", "safetensors"),

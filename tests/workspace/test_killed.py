@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from small import SECRETS, Maker, answering_state, learned, stored, tiny_config
+from killing import DOCUMENTS, GONE, Prepared, check_finished, prepare
+from small import Maker, answering_state, stored
 
-from llm_unlearn import Config, Workspace
-from llm_unlearn.opened import Models
+from llm_unlearn import Workspace
 
-DOCUMENTS = [learned(n, f"author-{n % 4}") for n in range(8)] + [
-    stored(n, "author-1") for n in range(2)
-]
 KILLS = int(os.environ.get("SOAK", "3"))
 
 _CHILD = """
@@ -59,58 +54,17 @@ def _run(workspace: Path, stop: str = "", after: float | None = None) -> Sequenc
     return lines
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A trained workspace to be copied, and what its takedown must end in."""
-
-    path: Path
-    keys: Path
-    models: Models
-    never_had: dict[str, bytes]
-
-    def copy(self, to: Path) -> Workspace:
-        """A copy with its own keys, open."""
-        keys = to.with_name(to.name + "-keys")
-        shutil.copytree(self.path, to)
-        shutil.copytree(self.keys, keys)
-        workspace = Workspace.open(to, keys=keys, models=self.models)
-        workspace.opened.database.set_value("keys", str(keys).encode())
-        return workspace
-
-
-def _ready(folder: Path, config: Config, models: Models, gone: str = "") -> Workspace:
-    workspace = Workspace.create(
-        folder / "ws", keys=folder / "keys", config=config, secrets=SECRETS, models=models
-    )
-    workspace.ingest([d for d in DOCUMENTS if d.subject != gone])
-    workspace.train()
-    return workspace
-
-
 @pytest.fixture(scope="module")
 def prepared(tiny_references: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    config = tiny_config(tiny_references)
-    models = Models(config)
-    with _ready(tmp_path_factory.mktemp("never"), config, models, "author-1") as never:
-        state = answering_state(never)
-    with _ready(tmp_path_factory.mktemp("ready"), config, models) as ready:
-        return Prepared(ready.path, ready.opened.keyring.directory, models, state)
+    return prepare(tiny_references, tmp_path_factory)
 
 
 def _check(workspace: Workspace, never_had: dict[str, bytes]) -> None:
-    """Resume, as any next write does, and compare."""
-    mark = workspace.opened.vault.mark("subject", "author-1")
+    """Resume, as any next write does, and compare; no trace is left, whenever it was killed."""
+    mark = workspace.opened.vault.mark("subject", GONE)
     assert not workspace.opened.vault.records(subject=mark)
     workspace.resume()
-    assert not workspace.opened.vault.records(subject=mark, states=("live", "fenced"))
-    assert answering_state(workspace) == never_had
-    assert workspace.status().takedowns[0][1] == "receipted"
-    receipts = sorted((workspace.path / "receipts").iterdir())
-    assert len(receipts) == 1
-    workspace.verify(receipts[0])
-    slots = workspace.opened.keyring.live_slots()
-    listed = workspace.opened.checkpoints.listed()
-    assert len(slots) == len(workspace.opened.vault.records()) + len(listed)
+    check_finished(workspace, never_had)
 
 
 @pytest.mark.parametrize("state", ["fenced", "deleted", "disposed", "retrained", "receipted"])
@@ -205,7 +159,7 @@ import sys, random
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from small import SECRETS, tiny_config
-from test_killed import DOCUMENTS
+from killing import DOCUMENTS
 from llm_unlearn import Workspace
 documents = list(DOCUMENTS)
 random.Random({number}).shuffle(documents)
