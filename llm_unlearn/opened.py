@@ -247,8 +247,10 @@ class Models:
         """The base model with room for one adapter."""
         from llm_unlearn.models.causal import load_causal
         from llm_unlearn.models.lora import AdapterHost, LoraShape
+        from llm_unlearn.sisa.recipe import pin_threads
 
         training = self.config.training
+        pin_threads(training.threads)
         base = load_causal(self.config.model, training.dtype)
         return AdapterHost(
             base, LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
