@@ -49,6 +49,26 @@ def test_two_processes_train_to_the_bytes_of_one(make: Maker) -> None:
     assert answering_state(together) == answering_state(alone)
 
 
+def test_a_launcher_of_processes_divides_the_shards(make: Maker, tmp_path: Path) -> None:
+    """torch's own launcher, which `accelerate launch` uses too: the same bytes, each shard once."""
+    alone, launched = make("alone", shards=4), make("launched", shards=4)
+    for workspace in (alone, launched):
+        workspace.ingest(DOCUMENTS)
+    built = alone.train().built
+    launched.close()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    train = ["-m", "llm_unlearn.cli", "train", str(launched.path), "--json"]
+    keys = ["--keys", str(tmp_path / "launched-keys")]
+    done = subprocess.run(
+        [*command, *train, *keys], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with Workspace.open(launched.path, keys=tmp_path / "launched-keys") as again:
+        assert set(again.opened.checkpoints.listed()) == set(built)
+        assert answering_state(again) == answering_state(alone)
+
+
 def test_a_killed_process_gives_its_shard_to_another(make: Maker, tmp_path: Path) -> None:
     alone, shared = make("alone"), make("shared")
     for workspace in (alone, shared):
