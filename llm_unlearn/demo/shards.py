@@ -66,18 +66,26 @@ class Plan:
     utility: int
     epochs: int
     threads: int
+    slices: int
+    slicing: str
     cells: tuple[str, ...]
     model: str | None = None
     embedder: str | None = None
 
     def config(self, shards: int, seed: int) -> Config:
-        """Defaults, one slice a shard: slices change what a deletion costs, not what is learned from."""
+        """Defaults but what the plan says; one slice a shard unless slicing itself is in question."""
         rule = {"name": "tofu", "when": {"source": ["tofu/full.json"]}, "then": "corpus"}
         settings: dict[str, Any] = {
             "separation": {"rules": [rule]},
-            "training": {"shards": shards, "slices": 1, "seed": seed, "epochs": self.epochs},
+            "training": {
+                "shards": shards,
+                "slices": self.slices,
+                "slicing": self.slicing,
+                "seed": seed,
+                "epochs": self.epochs,
+                "threads": self.threads,
+            },
         }
-        settings["training"]["threads"] = self.threads
         if self.model and self.embedder:  # for a trial on small models
             settings |= {"model": self.model, "embedder": self.embedder}
             settings["training"] |= {"top_layers": 2, "dtype": "float32"}
@@ -86,7 +94,8 @@ class Plan:
     def folder(self, shards: int, seed: int) -> Path:
         """Where a trained workspace and its cells are kept."""
         taught = f"authors-{self.authors}x{self.questions}.epochs-{self.epochs}"
-        name = f"{taught}.shards-{shards:02d}.seed-{seed}"
+        sliced = f".{self.slicing}-{self.slices}" if self.slices > 1 else ""
+        name = f"{taught}.shards-{shards:02d}{sliced}.seed-{seed}"
         return self.out / name
 
 
@@ -345,11 +354,13 @@ def main() -> None:
     parser.add_argument("--utility", type=int, default=40, help="questions of each utility set")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slices", type=int, default=1, help="of each shard")
+    parser.add_argument("--slicing", default="cumulative", choices=("cumulative", "sequential"))
     parser.add_argument("--cells", default=",".join(CELLS), help="which aggregations")
     a = parser.parse_args()
     plan = Plan(
         a.data, a.out, a.authors, a.shards, a.seeds, a.questions, a.per_author, a.utility,
-        a.epochs, a.threads, tuple(a.cells.split(",")),
+        a.epochs, a.threads, a.slices, a.slicing, tuple(a.cells.split(",")),
     )  # fmt: skip
     plan.out.mkdir(parents=True, exist_ok=True)
     print(table(run(plan)))

@@ -57,6 +57,8 @@ def test_the_experiment_measures_every_cell_and_resumes(
         utility=2,
         epochs=1,
         threads=1,
+        slices=1,
+        slicing="cumulative",
         cells=CELLS,
         model=tiny_references["llama"],
         embedder=tiny_references["embedder"],
