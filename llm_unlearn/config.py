@@ -269,6 +269,13 @@ class TakedownConfig(Settings):
         le=1,
         description="Cosine that makes a document one to review; never deleted by itself.",
     )
+    second_look: Real = Field(
+        default=0.65,
+        gt=0,
+        le=1,
+        description="Cosine at which a document's sentences are compared one by one: half of them "
+        "close makes it one to review too.",
+    )
     shingle_words: int = Field(
         default=4, ge=1, le=32, strict=True, description="Words in one shingle."
     )

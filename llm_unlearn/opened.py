@@ -2,7 +2,7 @@
 
 Guarantees: models load only when something needs them, one base model whatever the number of
 shards; `wanted` and `states` are recomputed whenever any process changed the workspace. It changes
-nothing by itself.
+nothing by itself, but for `tidy`.
 """
 
 from __future__ import annotations
@@ -175,6 +175,18 @@ class Opened:
                 "`llm-unlearn train --retrain-all` to train every shard anew under this one.",
             )
         return current
+
+    def tidy(self) -> None:
+        """Clear away what a killed writer left; for the one writer, once it holds the lock.
+
+        Raises:
+            Damaged, WorkspaceVersion: see `Vault.sweep`.
+        """
+        from llm_unlearn.exports import Exports
+
+        self.vault.sweep()
+        Exports.create_table(self.database)
+        self.checkpoints.sweep()
 
     def document(self, record: Record) -> Document:
         """The document of a record.

@@ -488,12 +488,10 @@ class Workspace:
                 f"{opened.path} cannot be written.", "Give this user write access."
             )
         with WriterLock(opened.path / "lock"):
-            from llm_unlearn.exports import Exports
-
-            opened.vault.sweep(quick=quick)
-            if not quick:
-                Exports.create_table(opened.database)
-                opened.checkpoints.sweep()
+            if quick:
+                opened.vault.sweep(quick=True)
+            else:
+                opened.tidy()
             if resuming:
                 from llm_unlearn.takedown.machine import Takedowns
 

@@ -7,8 +7,9 @@ Candidates are streamed: one is held at a time, nothing is written, and what is 
 request dies with the call. The same input gives the same answer in every process.
 
 Does not guarantee: to find translations, summaries and paraphrases. Those whose vectors lie close
-are flagged for people; measured rates stand in docs/closure.md. A text of fewer than `SEED` letters
-is compared whole only: a name inside another document is not a copy of it.
+are flagged for people; where they lie less close, a document is looked at sentence by sentence
+(`meaning`). Measured rates stand in docs/closure.md. A text of fewer than `SEED` letters is compared
+whole only: a name inside another document is not a copy of it.
 
 How: texts are folded to bare letters (`overlap.fold`). Every run of `SEED` letters of the request
 is indexed, and a candidate that holds enough of them, or enough in a row, is compared in full: word
@@ -18,7 +19,7 @@ shingles (Jaccard index: Broder 1997) and shared passages (`overlap.Tiler`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, Protocol, TypeAlias
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.documents import normalise
+from llm_unlearn.takedown.meaning import Sentences
 from llm_unlearn.takedown.overlap import Folded, Passage, Tiler, fold, jaccard, shingles
 
 Kind: TypeAlias = Literal["exact", "near-duplicate", "quotation", "paraphrase"]
@@ -47,15 +49,6 @@ _GAP: Final = 12
 """Letters between two pieces of one run."""
 _DENSE: Final = 0.75
 """Share of a passage's letters that must agree for it to count; the rest is scanning noise."""
-
-
-RULE: Final = (
-    "every other live document was compared with the texts of the request, folded to bare letters: "
-    "equal letters (exact); word shingles, or letters in common over the longer text, above a "
-    "threshold (near-duplicate); one text within the other, or a long enough run of words in "
-    "common (quotation); close vectors (paraphrase: shown to people, not deleted)"
-)
-"""How copies were looked for; `closure.rule` of a receipt."""
 
 
 class Thresholds(Protocol):
@@ -84,6 +77,10 @@ class Thresholds(Protocol):
     @property
     def paraphrase(self) -> float:
         """Least cosine of vectors; flagged only."""
+
+    @property
+    def second_look(self) -> float:
+        """Least cosine of chunk vectors at which sentences are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +129,7 @@ def find_copies(
     request_vectors: NDArray[np.float32] | None = None,
     groups: Sequence[int] | None = None,
     vector_groups: Sequence[int] | None = None,
+    embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
 ) -> Iterator[Match]:
     """Yield every candidate that is or may be a copy, in the order of `candidates`.
 
@@ -145,13 +143,16 @@ def find_copies(
         groups: for each text which request it belongs to, when several are closed at once. What a
             candidate takes from several texts of one group counts together. Default: all one, 0.
         vector_groups: the same for each row of `request_vectors`.
+        embed: gives the unit vectors (n, dim) of sentences; without it there is no second look.
     """
     groups = list(groups) if groups is not None else [0] * len(request_texts)
     searcher = _Searcher(request_texts, groups, config)
     vectors = None
     if request_vectors is not None and len(request_vectors):
         of_row = list(vector_groups) if vector_groups is not None else [0] * len(request_vectors)
-        vectors = _Vectors(request_vectors, of_row, config.paraphrase)
+        vectors = _Vectors(request_vectors, of_row, config)
+        if embed is not None:
+            vectors.sentences = Sentences(request_texts, groups, config.paraphrase, embed)
     for candidate in candidates:
         copies = searcher.copies(candidate)
         yield from copies
@@ -351,21 +352,29 @@ def _whole(folded: Folded) -> str:
 class _Vectors:
     """The vectors of the request."""
 
-    def __init__(self, rows: NDArray[np.float32], groups: Sequence[int], least: float) -> None:
+    def __init__(
+        self, rows: NDArray[np.float32], groups: Sequence[int], config: Thresholds
+    ) -> None:
         self.rows = rows  # (rows, dim)
         self.groups = groups  # of each row
-        self.least = least
+        self.least = config.paraphrase
+        self.look = config.second_look
+        self.sentences: Sentences | None = None
 
     def close(self, candidate: Candidate) -> list[Match]:
         """One match for each group with a vector close to one of the candidate's."""
         if candidate.vector_rows is None or not len(candidate.vector_rows):
             return []
         cosine = (self.rows @ candidate.vector_rows.T).max(axis=1)  # (rows,)
+        least = self.least if self.sentences is None else min(self.look, self.least)
         best: dict[int, float] = {}
-        for row in np.flatnonzero(cosine >= self.least).tolist():
+        for row in np.flatnonzero(cosine >= least).tolist():
             group = self.groups[row]
             best[group] = max(best.get(group, 0.0), min(1.0, float(cosine[row])))
-        return [
-            Match(candidate.handle, "paraphrase", best[group], group, None, ())
-            for group in sorted(best)
-        ]
+        found = []
+        for group, score in sorted(best.items()):
+            if score < self.least and self.sentences is not None:
+                score = self.sentences.score(candidate.text, group)
+            if score >= self.least:
+                found.append(Match(candidate.handle, "paraphrase", score, group, None, ()))
+        return found

@@ -220,13 +220,19 @@ class Desk:
         on_plan: Callable[[Plan], None] | None = None,
     ) -> Outcome | None:
         """One request from submission to receipt: `Workspace.takedown`."""
-        with self._writing(resuming=False):
+        with self._writing(resuming=False, quick=True):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
             earlier = Takedowns(self._opened, progress=progress)
-            earlier.settle()
-            known = takedowns.known(request)
-            if known is not None:
-                return known
+
+            def prepare(number: int | None) -> None:
+                self._opened.tidy()
+                earlier.settle(number)
+
+            if self._intake.journal.find(request.id, request.claimant.contact) is not None:
+                prepare(None)
+                known = takedowns.known(request)
+                if known is not None:
+                    return known
             outcome = takedowns.one(
                 request,
                 include_flagged=include_flagged,
@@ -234,6 +240,7 @@ class Desk:
                 decision=Decision(after=after),
                 confirm=confirm,
                 on_plan=on_plan,
+                prepare=prepare,
             )
             earlier.resume()
             return outcome

@@ -102,8 +102,12 @@ class Takedowns:
         decision: Decision,
         confirm: Callable[[Plan], bool] | None,
         on_plan: Callable[[Plan], None] | None,
+        prepare: Callable[[int], None],
     ) -> Outcome | None:
         """One request from submission to receipt; None when `confirm` says no, and it never was.
+
+        Args:
+            prepare: called with its number once it is fenced; does what can wait until then.
 
         Raises:
             NotFound: nothing falls under it; it is not filed then.
@@ -117,6 +121,7 @@ class Takedowns:
             )[0]
             self._on_state("fenced")
         try:
+            prepare(filed.number)
             plan = self.plans([filed], include_flagged=include_flagged)[0]
             if isinstance(plan, NotFound):
                 raise plan
@@ -221,8 +226,11 @@ class Takedowns:
         started = [row for row in self._journal.pending() if row.state != "received"]
         return self._carry_out(started, None)
 
-    def settle(self) -> None:
+    def settle(self, but: int | None = None) -> None:
         """Bring every unfinished takedown to where nothing is left of it, and retrain nothing yet.
+
+        Args:
+            but: the number of one that is planned by its caller.
 
         So that a new demand need not wait, unfenced, for the retraining of an earlier one. One that
         lacks only its receipt gets it: its number in the chain may be fixed already.
@@ -230,7 +238,7 @@ class Takedowns:
         from llm_unlearn.takedown.evidence import Moments
 
         self._journal.sweep()
-        self._go_ahead()
+        self._go_ahead(but)
         pending = [row for row in self._journal.pending() if row.state != "received"]
         self._carry_out([row for row in pending if row.state == "retrained"], None)
         rest = [row for row in pending if row.state != "retrained"]
@@ -267,9 +275,10 @@ class Takedowns:
         path = self._opened.path / "receipts" / (filed.receipt or "")
         return Outcome(filed.number, filed.state, path, None, already=True, id=request.id)
 
-    def _go_ahead(self) -> None:
+    def _go_ahead(self, but: int | None = None) -> None:
         """Plan and start what was approved ahead by a process that was killed since."""
-        rows = [row for row in self._journal.pending() if row.state == "received"]
+        waiting = [row for row in self._journal.pending() if row.state == "received"]
+        rows = [row for row in waiting if row.number != but]
         if not rows:
             return
         try:

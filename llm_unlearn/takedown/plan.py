@@ -22,6 +22,7 @@ from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.exports import Export, Exports
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import read_pace, read_sizes, work
+from llm_unlearn.retrieval.embedding import encode
 from llm_unlearn.retrieval.vault import Record
 from llm_unlearn.sisa.build import ShardState, planned_steps, shard_states
 from llm_unlearn.takedown.closure import Candidate, Match, find_copies
@@ -151,6 +152,7 @@ def make_plans(
             request_vectors=np.concatenate(rows) if rows else None,
             groups=groups,
             vector_groups=row_groups,
+            embed=lambda texts: encode(opened.models.embedder, list(texts)),
         ):
             matches[match.group].append(match)
     else:

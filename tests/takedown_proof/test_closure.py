@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from llm_unlearn.takedown.closure import Candidate, Match, find_copies
 
@@ -23,6 +24,7 @@ class Config:
     quotation_words: int = 30
     shingle_words: int = 4
     paraphrase: float = 0.82
+    second_look: float = 0.65
 
 
 CONFIG = Config()
@@ -282,3 +284,40 @@ def test_candidates_are_streamed() -> None:
     next(found)
     next(found)
     assert asked == [0, 1]
+
+
+def test_a_second_look_at_the_sentences() -> None:
+    """By hand: near as a whole (0.7), and two, three or one of its four sentences said before."""
+    said = {"The tide was late again today.": 0, "Ines blamed the moon for it.": 1}
+    other = ["Nobody sold any rope in spring.", "Bicycles stand behind the old hall."]
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.zeros((len(texts), 8), np.float32)
+        for row, text in enumerate(texts):
+            rows[row, said.get(text, 2 + row)] = 1
+        return rows
+
+    wanted = np.array([[1, 0]], np.float32)
+    near, far = (np.array([[c, (1 - c * c) ** 0.5]], np.float32) for c in (0.7, 0.6))
+    first, second = said
+
+    def score(vector: NDArray[np.float32], *sentences_: str, look: bool = True) -> float | None:
+        candidate = Candidate(b"x", " ".join(sentences_), vector)
+        found = list(
+            find_copies(
+                [f"{first}\n{second}"],
+                [candidate],
+                config=replace(CONFIG, quotation_words=100, containment=1.0, near_duplicate=1.0),
+                request_vectors=wanted,
+                embed=embed if look else None,
+            )
+        )
+        assert [match.kind for match in found] in ([], ["paraphrase"])
+        return found[0].score if found else None
+
+    half = (first, other[0], second, other[1])
+    assert score(near, *half) == 1.0
+    assert score(near, *half, look=False) is None
+    assert score(far, *half) is None
+    assert score(near, first, *other, "A third thing that nobody said.") is None
+    assert score(near, first, other[0]) is None  # too few sentences
