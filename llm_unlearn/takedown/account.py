@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from llm_unlearn.errors import Damaged
 from llm_unlearn.opened import Opened
@@ -67,12 +68,17 @@ class Earlier:
 
     def touched(self, going: Collection[bytes]) -> list[int]:
         """The shards that these documents were in."""
-        wanted = set(going)
-        return [
-            shard
+        return sorted({self.homes[handle] for handle in going if handle in self.homes})
+
+    @cached_property
+    def homes(self) -> dict[bytes, int]:
+        """The shard of each document that was trained on."""
+        return {
+            record.handle: shard
             for shard, parts in self.asked.items()
-            if any(record.handle in wanted for part in parts for record in part.records)
-        ]
+            for part in parts
+            for record in part.records
+        }
 
 
 def _out_of_use(opened: Opened, handles: Collection[bytes]) -> list[bytes]:

@@ -24,18 +24,17 @@ from llm_unlearn.errors import InputError, NotFound, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import timed
 from llm_unlearn.sisa.build import Progress, build, stale
-from llm_unlearn.sisa.layout import slice_number
 from llm_unlearn.takedown import receipt as receipts
-from llm_unlearn.takedown.account import Earlier, Facts, digest_of, make_receipt
+from llm_unlearn.takedown.account import Earlier, Facts, make_receipt
+from llm_unlearn.takedown.disposal import Running, dispose
 from llm_unlearn.takedown.intake import Decision, Intake, now
-from llm_unlearn.takedown.journal import Case, Filed, State
+from llm_unlearn.takedown.journal import Filed, State
 from llm_unlearn.takedown.merkle import leaf_hash
 from llm_unlearn.takedown.plan import Plan, make_plans
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.verify import request_reference
 
 if TYPE_CHECKING:
-    from llm_unlearn.sisa.checkpoints import Listed
     from llm_unlearn.takedown.evidence import Evidence, Moments
 
 
@@ -62,14 +61,6 @@ class Outcome:
     already: bool = False
     owed: tuple[str, ...] = ()
     id: str | None = None
-
-
-@dataclass
-class _Running:
-    """A takedown on its way, with its case."""
-
-    filed: Filed
-    case: Case
 
 
 class Takedowns:
@@ -242,7 +233,7 @@ class Takedowns:
         pending = [row for row in self._journal.pending() if row.state != "received"]
         self._carry_out([row for row in pending if row.state == "retrained"], None)
         rest = [row for row in pending if row.state != "retrained"]
-        self._erase([_Running(r, self._journal.case(r)) for r in rest], Moments(self._opened, None))
+        self._erase([Running(r, self._journal.case(r)) for r in rest], Moments(self._opened, None))
 
     def known(self, request: Request) -> Outcome | None:
         """What became of a request that was submitted before (finishing it now); None if it is new,
@@ -297,7 +288,7 @@ class Takedowns:
         from llm_unlearn.takedown.evidence import Moments
 
         opened = self._opened
-        running = [_Running(row, self._journal.case(row)) for row in rows]
+        running = [Running(row, self._journal.case(row)) for row in rows]
         running.sort(key=lambda r: r.case.receipt is None)  # fixed numbers come first
         if len(running) > 1:
             for item in running:
@@ -341,7 +332,7 @@ class Takedowns:
             )
         return sorted(outcomes, key=lambda outcome: outcome.number)
 
-    def _retrain_all(self, running: Sequence[_Running], moments: Moments) -> str | None:
+    def _retrain_all(self, running: Sequence[Running], moments: Moments) -> str | None:
         """Retrain what the cases need, each shard once; why it waits, or None."""
         if not running:
             return None
@@ -361,7 +352,7 @@ class Takedowns:
         self._on_state("retrained")
         return None
 
-    def _erase(self, running: Sequence[_Running], moments: Moments) -> None:
+    def _erase(self, running: Sequence[Running], moments: Moments) -> None:
         """From the fence to the disposal of every checkpoint that saw the text."""
         fenced = [r for r in running if r.filed.state == "fenced"]
         if fenced:
@@ -373,73 +364,13 @@ class Takedowns:
             self._on_state("deleted")
         deleted = [r for r in running if r.filed.state == "deleted"]
         if deleted:
-            self._dispose(deleted)
+            dispose(self._opened, deleted, self._advance)
             for item in deleted:
                 self._advance(item, "disposed")
             self._on_state("disposed")
 
-    def _advance(self, item: _Running, state: State) -> None:
+    def _advance(self, item: Running, state: State) -> None:
         item.filed = self._journal.advance(item.filed, state, item.case)
-
-    def _dispose(self, running: Sequence[_Running]) -> None:
-        opened = self._opened
-        doomed = stale(opened.wanted(), opened.checkpoints.listed())
-        training = opened.training
-        named = [(i, slice_number(i.name, training.slices, training.orders)) for i in doomed]
-        digests = {item.name: digest_of(opened, item) for item in doomed}
-        states = opened.states()
-        touched = {shard for item_ in running for shard in item_.case.touched}
-        for running_ in running:
-            case = running_.case
-            salt = bytes.fromhex(case.salt)
-            known = {(item.shard, item.slice) for item in case.checkpoints}
-            for item, number in named:
-                # what is stale for other reasons, such as a review, goes with the first
-                ours = item.shard in case.touched or (
-                    running_ is running[0] and item.shard not in touched
-                )
-                if ours and (item.shard, number) not in known:
-                    digest = digests[item.name]
-                    made = receipts.commit_checkpoint(
-                        salt, shard=item.shard, slice=number, digest=digest
-                    )
-                    case.checkpoints.append(made)
-            gone = {item.shard for item in case.checkpoints}
-            case.shards = [
-                receipts.Shard(
-                    shard=s.shard,
-                    resumed_from=0 if case.after == "drop" else s.clean,
-                    retrained=len(s.missing) if self._retrains(case, s.shard) else 0,
-                )
-                for s in states
-                if s.shard in gone
-            ]
-        dropped = [r for r in running if r.case.after == "drop"]
-        if dropped:
-            self._drop(dropped, doomed)
-        # what is about to go is written down first: a resumed process cannot read it any more
-        for item_ in running:
-            self._advance(item_, "deleted")
-        listed = opened.checkpoints.listed()
-        opened.checkpoints.dispose([item for item in doomed if item.name in listed])
-
-    def _retrains(self, case: Case, shard: int) -> bool:
-        return case.after == "retrain" and shard not in self._opened.dropped()
-
-    def _drop(self, running: Sequence[_Running], doomed: Sequence[Listed]) -> None:
-        """Retire the touched shards: from now on nothing serves for them nor is trained for them."""
-        opened = self._opened
-        listed = opened.checkpoints.listed().values()
-        touched = {shard for item in running for shard in item.case.touched}
-        clean = [i for i in listed if i.shard in touched and i not in doomed]
-        for item in running:
-            own = [i.name for i in clean if i.shard in item.case.touched]
-            item.case.retired = sorted({*item.case.retired, *own})
-            self._advance(item, "deleted")
-        with opened.database.transaction():
-            dropped = sorted(opened.dropped() | touched)
-            opened.database.set_value("dropped shards", json.dumps(dropped).encode())
-        opened.checkpoints.dispose([*doomed, *clean])
 
     def _retrain(self, shards: set[int]) -> None:
         """Build what the touched shards lack; the others wait for `train`."""

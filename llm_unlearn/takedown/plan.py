@@ -10,7 +10,7 @@ with all documents in one pass.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -141,6 +141,7 @@ def make_plans(
     # what one request names may be a copy of what another names
     only = {r.handle for found in named.values() for r in found} if len(named) == 1 else set()
     others = [r for r in present if r.handle not in only and r.fate != "refused"]
+    considered = {record.handle for record in others}
     speakers = _Names({group: requests[group] for group in named})
     matches: dict[int, list[Match]] = defaultdict(list)
     candidates = speakers.listening(opened, others)
@@ -156,8 +157,7 @@ def make_plans(
         ):
             matches[match.group].append(match)
     else:
-        for _ in candidates:
-            pass
+        deque(candidates, maxlen=0)
     first = {group: groups.index(group) for group in set(groups)}
     pace, sizes = read_pace(opened.database), read_sizes(opened.database)
     plans: list[Plan | NotFound] = []
@@ -190,7 +190,7 @@ def make_plans(
         plan = replace(
             draft,
             mentions=tuple(mentions),
-            compared=sum(r.handle not in asked for r in others) if len(named) > 1 else len(others),
+            compared=len(others) - len(asked & considered),
             texts=tuple(texts[group]),
             owed=tuple(Exports(opened.database, opened.keyring).owed(gone)),
         )
