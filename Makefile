@@ -42,8 +42,10 @@ lint: setup
 types: setup
 	cd build/__editable__.*/ && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p llm_unlearn
 
+# the tests of the packaged models use two threads each, so they come alone
 tests: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile -m "not real"
+	$(BIN)/pytest -m real
 
 soak: setup
 	SOAK=200 $(BIN)/pytest -m "not real" --timeout 3600
