@@ -95,8 +95,8 @@ def compare(
         "model digest": models.base_digest,
         "versions": versions(),
     }
-    free = {"methods", "fronts", "seeds", "sides"}
-    claim(out, {"schema": 1, "config": config.model_dump(mode="json", exclude=free), **about})
+    decides = config.without_paths("methods", "fronts", "seeds", "sides")
+    claim(out, {"schema": 1, "config": decides, **about})
     cells: list[Cell] = []
     for seed in config.seeds:
         own = lab(config, problem, seed, out, models, told)

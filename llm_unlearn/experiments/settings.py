@@ -134,6 +134,18 @@ class CompareConfig(Settings):
     )
     probes: ProbeSettings = Field(default=ProbeSettings(), description="What is measured.")
 
+    def without_paths(self, *leave_out: str) -> dict[str, Any]:
+        """Plain values without the paths of data, which are this machine's; the data's digest says more."""
+        plain = self.model_dump(mode="json", exclude=set(leave_out))
+        paths = {
+            "tofu": ("path",),
+            "documents": ("forget", "retain", "general", "strangers"),
+            "hazard": ("mmlu", "wmdp"),
+        }
+        for name in paths.get(self.data.source, ()):
+            plain["data"].pop(name)
+        return plain
+
     @field_validator("methods", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:

@@ -203,7 +203,7 @@ def plain(found: Comparison, made: Sequence[Row]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "kind": "compare",
-        "config": found.config.model_dump(mode="json"),
+        "config": found.config.without_paths(),
         "about": found.about,
         "exact_equals_never_had": not unequal,
         "unequal": unequal,

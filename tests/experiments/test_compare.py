@@ -108,6 +108,7 @@ def test_what_is_written(done: tuple[Path, Result]) -> None:
     assert "every value equals" in table
     svg = (out / "frontier.svg").read_text()
     assert svg.count("<circle") == sum(row.kept is not None for row in result.rows)
+    assert "forget" not in saved["config"]["data"]  # where the data lay is nobody's business
     everything = b"".join(p.read_bytes() for p in out.glob("*") if p.is_file())
     everything += b"".join(p.read_bytes() for p in (out / "cells").iterdir())
     for spoken in ("asked gone", "gone/0"):  # results name no text and no document
