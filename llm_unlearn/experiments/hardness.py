@@ -2,7 +2,8 @@
 
 An adapter learns all facts of three kinds to about the same probability: made-up ones that nothing else
 says (`rare`), ones that the base model was told often (`common`), and ones that much else entails
-(`fundamental`). Each is then forgotten alone, from the same start, by one method.
+(`fundamental`). Their neighbours are learned too. Each fact is then forgotten alone, from the same start,
+by one method that is given the other facts to keep; nothing holds its neighbours.
 
 Guarantees: predictors are measured on the base model, before anything is learned; each fact in each seed
 is a cell that is durable when done; a fact that never falls to the target counts with the largest number
@@ -174,7 +175,7 @@ class _Bench:
         )
 
     def taught(self, seed: int) -> State:
-        """An adapter that learned all facts."""
+        """An adapter that learned all facts and their neighbours, so that there is something to lose."""
         if self._taught is None or self._taught[0] != seed:
             path = self.out / f"taught-{seed}.safetensors"
             if not path.is_file():
@@ -190,7 +191,9 @@ class _Bench:
                 )
                 key = hashlib.sha256(f"hardness {seed}".encode()).digest()
                 begin = TrainState(self.host.fresh(key), {}, 0)
-                examples = list(read(self.host.base.tokenizer, self.facts, training.max_tokens))
+                near = [d for fact in self.facts for d in _about(fact, "neighbours")]
+                texts = [*self.facts, *near]
+                examples = list(read(self.host.base.tokenizer, texts, training.max_tokens))
                 state = train_stage(self.host, begin, [examples], settings, key)
                 write_atomic(path, safetensors.torch.save(dict(state.adapter)))
             self._taught = seed, safetensors.torch.load_file(path)

@@ -47,7 +47,9 @@ def markdown(plain: Mapping[str, Any]) -> str:
             for v in (values[name] for name in predictors)
         ]
         lines.append(f"| {outcome} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "95% bootstrap intervals over facts.", ""])
+    return "\n".join(
+        [*lines, "", "95% bootstrap intervals over facts; 0 where one side did not vary.", ""]
+    )
 
 
 def _mean(value: Mapping[str, float | None]) -> str:
