@@ -95,6 +95,7 @@ def measures(cell: Cell, never: Cell) -> dict[str, tuple[Number, Sequence[float]
     mean("comes out within tries", "forget comes out")
     mean("retain probability", "retain probability")
     mean("retain rouge", "retain rouge")
+    mean("retain best of wordings", "retain best")
     ratios, others = (c.values.get("forget truth ratio") for c in (cell, never))
     if ratios and others:
         found["forget quality"] = (forget_quality(ratios, others).p_value, ())
