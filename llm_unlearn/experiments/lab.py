@@ -25,7 +25,7 @@ from torch import Tensor
 
 from llm_unlearn.config import Config
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import NotFound
+from llm_unlearn.errors import NotFound, VerificationFailed
 from llm_unlearn.experiments.problem import Problem
 from llm_unlearn.experiments.settings import CompareConfig, Side
 from llm_unlearn.files import os_errors, write_atomic
@@ -139,8 +139,13 @@ class Lab:
             earlier = opened.checkpoints.listed()
             began = time.monotonic()
             try:
-                workspace.takedown(ids=self.problem.forget, probe=False)
+                outcome = workspace.takedown(ids=self.problem.forget, probe=False)
                 seconds: float | None = round(time.monotonic() - began, 2)
+                if outcome is not None and outcome.waiting:
+                    raise VerificationFailed(
+                        f"The takedown on the {side} side deleted and did not retrain: "
+                        f"{outcome.waiting}"
+                    )
             except NotFound:  # an interrupted run had deleted them already
                 workspace.resume()
                 seconds = None
@@ -197,19 +202,18 @@ def workspace_config(config: CompareConfig, seed: int, side: Side) -> Config:
     if side == "monolith":
         training |= {"shards": 1, "slices": 1}
     rule = {"name": "experiment", "when": {"subject": ["*"]}, "then": "corpus"}
-    only_equal = {
-        "near_duplicate": 1.0,
-        "noisy": 1.0,
-        "containment": 1.0,
-        "quotation_words": 100_000,
-    }
+    # what only might be a copy stays: nobody is here to look at it
+    copies: dict[str, object] = {"fence_flagged": False}
+    if not config.closure:
+        copies |= {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0}
+        copies |= {"quotation_words": 100_000}
     return Config.model_validate(
         {
             "model": config.model,
             "embedder": config.embedder,
             "separation": {"rules": [rule]},
             "training": training,
-            "takedown": {} if config.closure else only_equal,
+            "takedown": copies,
         }
     )
 

@@ -115,6 +115,7 @@ def _config(config: SeparationConfig, seed: int, arm: Arm) -> Config:
             "training": {**config.training.model_dump(), "seed": seed},
             "answering": {**config.answering.model_dump(), "fallback": "base"},
             "separation": {"default": "store", "rules": rules},
+            "takedown": {"fence_flagged": False},  # nobody is here to look at what may be a copy
         }
     )
 
