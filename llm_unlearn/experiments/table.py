@@ -148,10 +148,10 @@ def frontier(made: Sequence[Row]) -> str:
     parts, told = [], []
     for place, side in enumerate(sides):
         left = _LEFT + place * _PANEL
-        parts.append(_panel(side, left))
         own = [row for row in made if row.side == side]
         taught = next((r for r in own if r.kind == "taught"), None)
-        top = max(1.0, *(row.kept or 0.0 for row in own))
+        top = max([1.0, *(row.kept or 0.0 for row in own)])
+        parts.append(_panel(side, left, top))
         labels: list[tuple[float, float]] = []
         base = taught.metrics["utility"].mean if taught and "utility" in taught.metrics else None
         for row in own:
@@ -177,14 +177,17 @@ def frontier(made: Sequence[Row]) -> str:
     )
 
 
-def _panel(side: str, left: float) -> str:
+def _panel(side: str, left: float, top: float) -> str:
     width = _WIDTH - 70
     parts = [_text("t", left, _TOP - 18, f"{side}: utility kept (1 at the taught ring)")]
+    for share in (0.0, 0.5, 1.0):
+        y = _BASE - (_BASE - _TOP) * share / top
+        parts.append(f'<path class="a" d="M{_n(left)} {_n(y)}H{_n(left + width)}"/>')
+        parts.append(_text("t", left - 6, y + 4, f"{share:g}", "end"))
     for share in (0.0, 0.5, 1.0):
         x = left + width * share
         parts.append(f'<path class="a" d="M{_n(x)} {_n(_TOP)}V{_n(_BASE)}"/>')
         parts.append(_text("t", x, _BASE + 16, f"{share:g}", "middle"))
-    parts.append(f'<path class="a" d="M{_n(left)} {_n(_BASE)}H{_n(left + width)}"/>')
     parts.append(
         _text("t", left + width / 2, _BASE + 36, "probability of what was forgotten", "middle")
     )
