@@ -26,6 +26,7 @@ from llm_unlearn.opened import Models
 from llm_unlearn.retrieval.embedding import Floats
 from llm_unlearn.retrieval.prepare import Span
 from llm_unlearn.takedown.request import Claimant, Request
+from llm_unlearn.takedown.verify import verify_receipt
 from llm_unlearn.workspace import Workspace
 
 _PEOPLE = 4  # training subjects for each shard
@@ -41,7 +42,8 @@ class Acknowledgements:
         many: how many requests were carried out as one file.
         planned: seconds to submit and plan them.
         carried_out: seconds from the approval to the last receipt.
-        trainings: how often each shard was retrained meanwhile, at most.
+        trainings: how often a checkpoint was trained meanwhile, at most.
+        verified: seconds to verify the last receipt, its request and the whole log.
     """
 
     chunks: int
@@ -53,6 +55,7 @@ class Acknowledgements:
     planned: float
     carried_out: float
     trainings: int
+    verified: float
 
 
 def measure(
@@ -107,24 +110,21 @@ def measure(
                     if mark in covered:
                         raise AssertionError(f"an adapter that had learned {person} still serves")
             tell(f"{many} requests as one file")
-            planned, carried_out, trainings, done = _many(workspace, people, len(vectors), many)
+            run = _many(workspace, people, len(vectors), many)
     return Acknowledgements(
         len(vectors),
         config.training.shards,
         tuple(store),
         tuple(corpus),
         tuple(readers),
-        done,
-        planned,
-        carried_out,
-        trainings,
+        *run,
     )
 
 
 def _many(
     workspace: Workspace, people: list[str], chunks: int, many: int
-) -> tuple[float, float, int, int]:
-    """Seconds to plan and to carry out, trainings of one shard at most, how many were carried out."""
+) -> tuple[int, float, float, int, float]:
+    """How many were carried out, seconds to plan and carry out, trainings at most, seconds to verify."""
     first = chunks // 2
     subjects = people[1::2] + [f"work {first + n % (chunks - first)}" for n in range(many)]
     demands = [_request(f"M-{n}", subject) for n, subject in enumerate(subjects[:many])]
@@ -146,7 +146,15 @@ def _many(
         raise AssertionError("every request names something")
     changes = [label for n, label in enumerate(labels) if n == 0 or labels[n - 1] != label]
     trainings = max((changes.count(label) for label in changes), default=0)
-    return marks[1] - start, end - marks[1], trainings, len(done.outcomes)
+    last = done.outcomes[-1]
+    if last.receipt is None:
+        raise AssertionError("every shard can be retrained here")
+    begin = time.perf_counter()
+    verify_receipt(
+        last.receipt, workspace.public_key, log=last.receipt.parent, request=last.reference
+    )
+    verified = time.perf_counter() - begin
+    return len(done.outcomes), marks[1] - start, end - marks[1], trainings, verified
 
 
 def _request(id: str, subject: str) -> Request:

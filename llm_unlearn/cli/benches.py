@@ -227,7 +227,8 @@ def takedown(
         "many": found.many,
         "many_planned_seconds": found.planned,
         "many_carried_out_seconds": found.carried_out,
-        "trainings_of_a_shard": found.trainings,
+        "trainings_of_a_checkpoint": found.trainings,
+        "verified_seconds": found.verified,
     }
     out.result(
         value,
@@ -246,6 +247,6 @@ def takedown(
         words(
             f"{found.many} requests as one file: {found.planned:.1f} s until planned, "
             f"{found.carried_out:.1f} s to carry out; no checkpoint was trained more than "
-            f"{found.trainings} times."
+            f"{found.trainings} times. The whole log was verified in {found.verified:.2f} s."
         ),
     )
