@@ -342,7 +342,8 @@ class Workspace:
                 `train(bring_back=True)`.
             confirm: shown the plan; if it says no, the fence is lifted and None is returned.
             on_plan: shown the plan, with nothing to say.
-            on_state: told of each state as it is reached; after "fenced" no answer draws on it.
+            on_state: told of each state as it is reached; after "received" no answer draws on what
+                the request names, after "fenced" on none of its copies.
 
         Raises:
             NotFound: nothing live falls under the request.

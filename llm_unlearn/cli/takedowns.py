@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from llm_unlearn.workspace import Workspace
 
 _STATES = {
-    "fenced": "from now on no answer draws on it",
+    "received": "from now on no answer draws on what it names",
+    "fenced": "nor on any copy of it",
     "deleted": "keys destroyed, rows and vectors gone",
     "disposed": "checkpoints that knew it are gone; the last clean ones serve",
     "retrained": "every shard is whole again",
@@ -275,7 +276,7 @@ class _Run:
         if state == "retrained" and self.after != "retrain":
             meaning = _UNTRAINED[self.after]
         line = f"{state} ({seconds:.1f} s): {meaning}"
-        if state == "fenced" and self.plan is None:
+        if state == "received" and self.plan is None:
             self.early.append(line)  # lifted again if it cannot be planned
         else:
             self.out.say(line)

@@ -27,6 +27,7 @@ from llm_unlearn.files import write_atomic
 from llm_unlearn.takedown.receipt import LIMITS
 
 STATES: Final = {
+    "received": "Nothing serves what the request names.",
     "fenced": "Nothing serves the text any more; affected shards answer from their last clean "
     "checkpoint.",
     "deleted": "Its keys are destroyed, its rows removed.",

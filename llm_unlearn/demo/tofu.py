@@ -44,7 +44,13 @@ def documents(path: Path) -> list[Document]:
 def config(seed: int) -> Config:
     """The defaults, with separation by the tags above (TOFU's birth dates are not personal data)."""
     rule = {"name": "tagged", "when": {"tags": ["learn"]}, "then": "corpus"}
-    return Config.model_validate({"separation": {"rules": [rule]}, "training": {"seed": seed}})
+    return Config.model_validate(
+        {
+            "separation": {"rules": [rule]},
+            "training": {"seed": seed},
+            "takedown": {"fence_flagged": False},  # nobody is here to look at them
+        }
+    )
 
 
 def run(path: Path, out: Path, seed: int) -> dict[str, Any]:

@@ -299,7 +299,7 @@ class Desk:
                     rows.append(row)
                     ids[row.number] = request.id
         if on_state is not None and rows:
-            on_state("fenced")
+            on_state("received")
         for request in requests:
             known = intake.journal.find(request.id, request.claimant.contact)
             if known is not None and known.number not in ids:

@@ -110,7 +110,7 @@ class Takedowns:
             filed, _ = self.intake.submit(
                 [request], ahead=ahead, include_flagged=include_flagged, after=decision.after
             )[0]
-            self._on_state("fenced")
+            self._on_state("received")
         try:
             prepare(filed.number)
             plan = self.plans([filed], include_flagged=include_flagged)[0]
@@ -166,6 +166,7 @@ class Takedowns:
                 self.intake.approve(filed, plan, decision, start=True, earlier=earlier)
                 for (filed, plan), decision in zip(pairs, decisions, strict=True)
             ]
+        self._on_state("fenced")
         return self._carry_out(rows, evidence)
 
     def replace(

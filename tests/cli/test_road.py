@@ -149,7 +149,7 @@ def test_a_takedown_is_proved_and_verified_by_an_outsider(
     done = cli(*run)
     assert done.code == 0, done
     said = done.json
-    states = ["fenced", "deleted", "disposed", "retrained", "receipted"]
+    states = ["received", "fenced", "deleted", "disposed", "retrained", "receipted"]
     assert [state["state"] for state in said["states"]] == states
     assert [line.split()[0] for line in done.err.splitlines()] == states
     assert {d["id"] for d in said["plan"]["removed"]} == {"quill-0", "quill-1"}

@@ -47,7 +47,7 @@ def test_the_takedowns_took_effect_at_once(out: Path) -> None:
     result = json.loads((out / "result.json").read_text())
     for removal in result["removals"]:
         states = dict(removal["states"])
-        assert states["fenced"] < 2
+        assert states["received"] < 2
         for leak in removal["leaks"]:
             if leak["moment"] != "before":
                 assert not leak["returned"]

@@ -305,7 +305,7 @@ def test_many_at_once_are_one_pass_and_one_retraining(
     assert not workspace.desk.all()
     done = workspace.desk.takedown_many(requests, on_state=states.append)
     assert done is not None
-    assert states == ["fenced", "deleted", "disposed", "retrained", "receipted"]
+    assert states == ["received", "fenced", "deleted", "disposed", "retrained", "receipted"]
     assert [o.id for o in done.outcomes] == ["a", "b", "c", "e", "g"]
     assert [name for name, _ in done.nothing] == ["d", "f"]
     assert len(trained) == len(set(trained))

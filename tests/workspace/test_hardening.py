@@ -169,7 +169,7 @@ def test_a_second_demand_is_fenced_before_the_first_is_retrained(
 
     monkeypatch.setattr(machine, "build", watched)
     workspace.takedown(subject="work-0", probe=False, on_state=log.append)
-    assert log[0] == "fenced"
+    assert log[0] == "received"
     assert "retrained" in log
     assert [state for _, state, _ in workspace.status().takedowns] == ["receipted"] * 2
 

@@ -48,7 +48,7 @@ def _run(workspace: Path, stop: str = "", after: float | None = None) -> Sequenc
         assert child.stdout is not None
         for line in child.stdout:
             lines.append(line.strip())
-            if after is not None and lines[-1] == "fenced":
+            if after is not None and lines[-1] == "received":
                 time.sleep(after)
                 child.send_signal(signal.SIGKILL)
     return lines
@@ -67,7 +67,9 @@ def _check(workspace: Workspace, never_had: dict[str, bytes]) -> None:
     check_finished(workspace, never_had)
 
 
-@pytest.mark.parametrize("state", ["fenced", "deleted", "disposed", "retrained", "receipted"])
+@pytest.mark.parametrize(
+    "state", ["received", "fenced", "deleted", "disposed", "retrained", "receipted"]
+)
 def test_killed_at_each_state_it_ends_the_same(
     prepared: Prepared, tmp_path: Path, state: str
 ) -> None:
@@ -81,7 +83,7 @@ def test_killed_at_random_moments_it_ends_the_same(prepared: Prepared, tmp_path:
     moments = random.Random(7)
     for number in range(KILLS):
         with prepared.copy(tmp_path / f"run-{number}") as workspace:
-            assert _run(workspace.path, after=moments.random() * 0.6)[0] == "fenced"
+            assert _run(workspace.path, after=moments.random() * 0.6)[0] == "received"
             _check(workspace, prepared.never_had)
 
 

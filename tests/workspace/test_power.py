@@ -129,11 +129,11 @@ def test_a_power_cut_at_any_sync(
         _after_the_cut(folder)
         with Workspace.open(folder / "ws", models=prepared.models) as workspace:
             mark = workspace.opened.vault.mark("subject", "author-1")
-            if "fenced" in states:  # what was acknowledged holds
+            if "received" in states:  # what was acknowledged holds
                 assert not workspace.opened.vault.records(subject=mark)
             workspace.resume()
             if workspace.opened.vault.records(subject=mark):
-                assert "fenced" not in states
+                assert "received" not in states
                 assert not workspace.desk.all()
                 workspace.takedown(subject="author-1", probe=False)
             check_finished(workspace, prepared.never_had)

@@ -61,7 +61,7 @@ def test_a_takedown_in_a_shard_equals_never_had(make: Maker) -> None:
     outcome = workspace.takedown(subject="author-2", on_state=states.append)
     assert outcome is not None
     assert outcome.receipt is not None
-    assert states == ["fenced", "deleted", "disposed", "retrained", "receipted"]
+    assert states == ["received", "fenced", "deleted", "disposed", "retrained", "receipted"]
     never = _ready(make, "never", without=("author-2",))
     assert answering_state(workspace) == answering_state(never)
 
