@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import Damaged
-from llm_unlearn.files import os_errors, write_atomic
+from llm_unlearn.files import os_errors, sync_directory, write_atomic
 from llm_unlearn.retrieval.crypto import seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -93,7 +93,9 @@ class Checkpoints:
         blob = serialise(state, self._before(part, state))
         ((slot, key),) = self._keyring.new_keys(1)
         with os_errors(f"write checkpoint {part.name}"):
-            self._directory.mkdir(mode=0o700, exist_ok=True)
+            if not self._directory.is_dir():
+                self._directory.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(self._directory.parent)
         write_atomic(self.path(part.name), seal(key, blob, _aad(part.name, part.inputs)))
         with self._database.transaction() as connection:
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))

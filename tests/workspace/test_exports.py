@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from llm_unlearn import Workspace
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.exports import Exports
+from llm_unlearn.models import attention
 from llm_unlearn.takedown.request import Request
 
 CORPUS = [learned(n, f"author-{n % 6}") for n in range(18)]
@@ -45,9 +46,11 @@ def test_peft_loads_it_and_computes_the_same(make: Maker, tmp_path: Path) -> Non
     with opened.models.host.using(opened.checkpoints.load(listed).adapter), torch.no_grad():
         ours = opened.models.host.model(input_ids=ids).logits
     with torch.no_grad():
+        torch.testing.assert_close(theirs(input_ids=ids).logits, ours, rtol=1e-4, atol=1e-5)
+        plain.set_attn_implementation(attention.NAME)  # then to the last bit
         assert torch.equal(theirs(input_ids=ids).logits, ours)
         with theirs.disable_adapter():
-            assert not torch.equal(theirs(input_ids=ids).logits, ours)
+            assert not torch.allclose(theirs(input_ids=ids).logits, ours, rtol=1e-3, atol=1e-3)
 
 
 def test_a_takedown_owes_the_exports_that_learned_it(make: Maker, tmp_path: Path) -> None:
