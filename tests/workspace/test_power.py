@@ -98,7 +98,8 @@ def _after_the_cut(folder: Path) -> None:
 
     def build(key: str, out: Path) -> None:
         out.mkdir()
-        for line in (shadow / key).read_text().splitlines():
+        listing = shadow / key  # a folder whose name was synced and never itself comes back empty
+        for line in listing.read_text().splitlines() if listing.exists() else ():
             inner, name = line.split(" ", 1)
             kept = shadow / inner
             if inner in folders:
