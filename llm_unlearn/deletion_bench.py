@@ -16,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def measure(
     results = []
     naive = None
     for shards, slices in sweep:
-        changed = _config(config, shards, slices)
+        changed = all_training(config, shards=shards, slices=slices)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             made = Workspace.create(
                 Path(place) / "ws", keys=Path(place) / "keys", config=changed, models=models
@@ -144,9 +144,10 @@ def measure(
     return results
 
 
-def _config(config: Config, shards: int, slices: int) -> Config:
+def all_training(config: Config, **training: object) -> Config:
+    """A config under which every document trains, with these settings of training."""
     plain = config.model_dump(mode="json")
-    plain["training"] |= {"shards": shards, "slices": slices, "placement": {}}
+    plain["training"] |= {**training, "placement": {}}
     plain["separation"] = {
         "rules": [{"name": "bench", "when": {"subject": "*"}, "then": "corpus"}],
     }
@@ -160,14 +161,15 @@ def _tokens(opened: Opened) -> dict[bytes, int]:
     }
 
 
-def _without(opened: Opened, subject: str) -> list[ShardState]:
-    mark = opened.vault.mark("subject", subject)
-    gone = {record.handle for record in opened.vault.records(fate="corpus", subject=mark)}
+def without(opened: Opened, subjects: Collection[str]) -> list[ShardState]:
+    """The shards as they would stand without these subjects."""
+    marks = {opened.vault.mark("subject", subject) for subject in subjects}
+    gone = {r.handle for r in opened.vault.records(fate="corpus") if r.subject in marks}
     return shard_states(opened.wanted_without(gone), opened.checkpoints.listed())
 
 
 def _delete(opened: Opened, subject: str, sizes: dict[bytes, int]) -> Deleted:
-    states = _without(opened, subject)
+    states = without(opened, [subject])
     pace = read_pace(opened.database)
     if pace is None:
         raise AssertionError("the workspace was trained just before")
@@ -183,7 +185,7 @@ def _delete(opened: Opened, subject: str, sizes: dict[bytes, int]) -> Deleted:
 
 def _naive(opened: Opened, subject: str, sizes: dict[bytes, int]) -> Deleted:
     """One adapter over all that is left, in one stage of `epochs` passes."""
-    states = _without(opened, subject)
+    states = without(opened, [subject])
     one = opened.training.model_copy(
         update={"shards": 1, "slices": 1, "orders": 1, "blocks": False}
     )

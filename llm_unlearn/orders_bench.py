@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.config import Config
+from llm_unlearn.deletion_bench import all_training, without
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError
 from llm_unlearn.eval.memorization import verbatim_probability
 from llm_unlearn.eval.passes import encode_chats, score_encoded
 from llm_unlearn.eval.summary import Estimate, bootstrap
 from llm_unlearn.opened import Models, Opened
-from llm_unlearn.sisa.build import ShardState, shard_states
+from llm_unlearn.sisa.build import ShardState
 from llm_unlearn.sisa.orders import deletions_survived
 from llm_unlearn.workspace import Workspace
 
@@ -139,7 +140,7 @@ class _Probabilities:
     def of(self, opened: Opened, state: ShardState | None, gone: frozenset[str]) -> list[float]:
         """For each document whose subject is not gone."""
         if state is None:
-            state = _without(opened, gone)
+            (state,) = without(opened, gone)
         key = state.serving.inputs if state.serving else b""
         if key not in self._known:
             adapter = None
@@ -162,10 +163,7 @@ def _trained(
     models: Models,
     folder: Path | None,
 ) -> Iterator[tuple[Opened, float]]:
-    plain = config.model_dump(mode="json")
-    plain["training"] |= {"shards": 1, "orders": orders, "blocks": blocks, "placement": {}}
-    plain["separation"] = {"rules": [{"name": "bench", "when": {"subject": "*"}, "then": "corpus"}]}
-    changed = Config.model_validate(plain)
+    changed = all_training(config, shards=1, orders=orders, blocks=blocks)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Workspace.create(
             Path(place) / "ws", keys=Path(place) / "keys", config=changed, models=models,
@@ -178,18 +176,10 @@ def _trained(
             yield workspace.opened, time.monotonic() - started
 
 
-def _without(opened: Opened, gone: frozenset[str]) -> ShardState:
-    marks = {opened.vault.mark("subject", subject) for subject in gone}
-    handles = {r.handle for r in opened.vault.records(fate="corpus") if r.subject in marks}
-    wanted = opened.wanted_without(handles)
-    (state,) = shard_states(wanted, opened.checkpoints.listed())
-    return state
-
-
 def _survives(opened: Opened, life: Sequence[str]) -> int:
     """How many deletions of this life the shard serves through, the one that ends it included."""
     for number in range(1, len(life)):
-        if _without(opened, frozenset(life[:number])).serving is None:
+        if without(opened, life[:number])[0].serving is None:
             return number
     return len(life)
 
