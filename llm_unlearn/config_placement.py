@@ -6,7 +6,6 @@ shards and slices. What the rules mean is in `sisa/layout.py`.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -26,6 +25,17 @@ class Settings(BaseModel):
     """What every part of the settings has in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def band(size: int, number: int, classes: int) -> tuple[int, int]:
+    """The first and the last but one of `size` places that one of so many classes of risk has.
+
+    With C classes, class c has the places from floor(c size / C) to floor((c + 1) size / C).
+
+    >>> [band(8, c, 3) for c in range(3)]
+    [(0, 2), (2, 5), (5, 8)]
+    """
+    return number * size // classes, (number + 1) * size // classes
 
 
 class PlacementConfig(Settings):
@@ -96,8 +106,8 @@ class PlacementConfig(Settings):
         if self.slice_by != "risk":
             return (slices,)
         classes = len(self.risk_cuts) + 1
-        cuts = [c * slices // classes for c in range(classes + 1)]
-        return tuple(end - begin for begin, end in pairwise(cuts))
+        bands = (band(slices, c, classes) for c in range(classes))
+        return tuple(end - begin for begin, end in bands)
 
     def check_room(self, shards: int, slices: int) -> None:
         """See that groups and classes of risk fit into so many shards and slices.

@@ -20,7 +20,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from llm_unlearn.config_placement import PlacementConfig
+from llm_unlearn.config_placement import PlacementConfig, band
 from llm_unlearn.retrieval.vault import Record
 from llm_unlearn.sisa.orders import slice_orders
 
@@ -112,15 +112,10 @@ class Layout:
         return self._hash("order", record.handle + record.content)
 
     def _band(self, size: int, declared: Declared) -> tuple[int, int]:
-        """The first and the last but one of `size` places that a class of risk has.
-
-        With C classes, class c has the places from floor(c size / C) to floor((c + 1) size / C): of 8
-        places and 3 classes 0 to 1, 2 to 4 and 5 to 7.
-        """
+        """The first and the last but one of `size` places that a class of risk has."""
         cuts = self.placement.risk_cuts
-        classes = len(cuts) + 1
         c = sum(declared.risk >= cut for cut in cuts)
-        return c * size // classes, (c + 1) * size // classes
+        return band(size, c, len(cuts) + 1)
 
     def _hash(self, domain: str, value: bytes) -> bytes:
         return hmac.digest(self.key, domain.encode() + b"\0" + value, "sha256")
