@@ -166,16 +166,21 @@ class _Tools:
         """Remove for good what `plan` showed for the same arguments. Cannot be undone. `confirmation` is
         what that plan asked for, word for word, and a person must have agreed to it."""
         with self._lock:
+            given = confirmation.strip().encode()
+
+            def agreed(plan: Plan) -> bool:
+                return hmac.compare_digest(given, self._words(plan).encode())
+
             plan = self._plan(subject, ids, source, text)
-            wanted = self._words(plan)
-            if not hmac.compare_digest(confirmation.strip().encode(), wanted.encode()):
+            # asked twice: before anything is fenced, and of what is carried out, under the writer's lock
+            outcome = None
+            if agreed(plan):
+                outcome = self._workspace.takedown(plan.request, probe=False, confirm=agreed)
+            if outcome is None:
                 raise InputError(
                     "This is not the confirmation of this plan; nothing was removed.",
                     "Call plan with the same arguments, show it to a person, and pass on its words.",
                 )
-            outcome = self._workspace.takedown(plan.request, probe=False)
-            if outcome is None:
-                raise AssertionError("nothing was asked")
             return {
                 "number": outcome.number,
                 "state": outcome.state,

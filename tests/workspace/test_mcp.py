@@ -13,7 +13,8 @@ from mcp import StdioServerParameters
 from mcp.client.client import Client
 from small import Maker, learned, stored
 
-from llm_unlearn import Workspace
+from llm_unlearn import Document, Workspace
+from llm_unlearn.errors import InputError
 
 DOCUMENTS = [learned(n, f"author-{n % 2}") for n in range(4)] + [
     stored(n, "work") for n in range(2)
@@ -101,3 +102,25 @@ def test_it_removes_only_with_the_words_of_the_plan(workspace: Workspace) -> Non
     _talk(workspace, "--allow-takedown", calls=calls)
     assert workspace.status().counts == {"corpus": 4}
     workspace.verify(workspace.path / "receipts" / "00000001.json")
+
+
+def test_what_came_after_the_plan_was_shown_is_not_removed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the words and the writer's lock a copy comes in."""
+    from llm_unlearn.integrations.mcp import _Tools
+
+    tools = _Tools(workspace)
+    words = tools.plan(subject="work")["confirmation"]
+    takedown = workspace.takedown
+
+    def late(*given: Any, **more: Any) -> Any:
+        text = stored(0, "work").text
+        workspace.ingest([Document(id="late", subject="other", text=text, license="none")])
+        return takedown(*given, **more)
+
+    monkeypatch.setattr(workspace, "takedown", late)
+    with pytest.raises(InputError, match="nothing was removed"):
+        tools.takedown(confirmation=words, subject="work")
+    assert workspace.status().counts == {"corpus": 4, "store": 3}
+    assert workspace.desk.all() == []
