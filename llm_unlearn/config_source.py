@@ -184,6 +184,7 @@ def explain(error: ValidationError, written: Written, model: type[BaseModel]) ->
     path, owner, info = _follow(tuple(first["loc"]), model)
     place = written.place(path)[1]
     name = ".".join(str(part) for part in path)
+    name = name if name.isprintable() else repr(name)
     if first["type"] == "extra_forbidden":
         problem, remedy = "unknown key", _known(str(first["loc"][-1]), owner, model)
     elif first["type"] == "missing":

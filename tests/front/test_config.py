@@ -249,6 +249,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, make: str) -> None:
     assert caught.value.problem == told
 
 
+@example("\U00014000:".encode())  # a key that no terminal can show
 @given(
     st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
