@@ -273,8 +273,8 @@ class TakedownConfig(Settings):
         default=0.65,
         gt=0,
         le=1,
-        description="Cosine at which a document's sentences are compared one by one: half of them "
-        "close makes it one to review too.",
+        description="Cosine at which a document's sentences and turns are compared one by one: half of "
+        "the sentences close, or one turn, makes it one to review too.",
     )
     shingle_words: int = Field(
         default=4, ge=1, le=32, strict=True, description="Words in one shingle."

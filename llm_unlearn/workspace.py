@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import secrets as random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -222,16 +222,19 @@ class Workspace:
         """
         from llm_unlearn.ingest import ingest
         from llm_unlearn.readers import read_documents
+        from llm_unlearn.takedown.looking import watching
         from llm_unlearn.takedown.tombstones import Tombstones
 
         opened = self._opened
-        with self._writing(dry_run):
+        fresh: set[bytes] = set()
+        watched = nullcontext() if dry_run else watching(opened, fresh)
+        with self._writing(dry_run), watched:
             documents = (
                 read_documents(Path(source), skip_broken=skip_broken)
                 if isinstance(source, (str, Path))
                 else source
             )
-            return ingest(
+            report = ingest(
                 documents,
                 config=opened.config,
                 vault=opened.vault,
@@ -243,6 +246,8 @@ class Workspace:
                 piecewise=piecewise,
                 progress=progress,
             )
+            fresh |= {opened.vault.mark("id", p.id) for p in report.placed if not p.known}
+            return report
 
     def train(
         self,

@@ -224,6 +224,7 @@ def takedown(
         "acknowledged_store": spread(found.store),
         "acknowledged_corpus": spread(found.corpus),
         "reader": spread(found.readers),
+        "looked_seconds": found.looked,
         "many": found.many,
         "many_planned_seconds": found.planned,
         "many_carried_out_seconds": found.carried_out,
@@ -245,6 +246,7 @@ def takedown(
             ],
         ),
         words(
+            f"Copies of all these were looked for in {found.looked:.1f} s. "
             f"{found.many} requests as one file: {found.planned:.1f} s until planned, "
             f"{found.carried_out:.1f} s to carry out; no checkpoint was trained more than "
             f"{found.trainings} times. The whole log was verified in {found.verified:.2f} s."

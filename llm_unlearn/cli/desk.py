@@ -48,7 +48,7 @@ def submit(
     ],
     keys: Keys = None,
 ) -> None:
-    """File requests: what they name is fenced at once, and only then acknowledged.
+    """File requests: what they name is fenced and acknowledged; then copies are found and fenced.
 
     Nothing is destroyed before somebody approves. A request that came before is passed over.
     """
@@ -56,10 +56,13 @@ def submit(
 
     requests = read_requests(request)
     with open_workspace(workspace, keys, write=True) as opened:
-        told = opened.desk.submit(requests)
+        told, copies = opened.desk.submit(
+            requests, on_acknowledged=lambda a: out.say(f"acknowledged: takedown {a.number}")
+        )
     out.result(
         {
             "known": len(requests) - len(told),
+            "copies_fenced": copies,
             "acknowledged": [
                 {
                     "number": a.number,
@@ -77,6 +80,7 @@ def submit(
             ("number", "request", "documents fenced", "since", "due"),
             [(str(a.number), a.id, str(a.fenced), a.acknowledged, a.due or "") for a in told],
         ),
+        words(f"Copies and possible copies fenced besides: {copies}"),
         words("For each claimant alone (it opens what the receipt keeps closed):"),
         *(words(f"  {a.reference}") for a in told),
     )

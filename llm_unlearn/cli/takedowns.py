@@ -310,7 +310,11 @@ class _Many:
         from llm_unlearn.errors import NotFound
         from llm_unlearn.takedown.plan import make_plans
 
-        plans = make_plans(self.opened.opened, self.demands, include_flagged=self.include_flagged)
+        plans = make_plans(
+            self.opened.opened,
+            self.demands,
+            include_flagged=[self.include_flagged] * len(self.demands),
+        )
         good = [plan for plan in plans if not isinstance(plan, NotFound)]
         self.out.result(
             {

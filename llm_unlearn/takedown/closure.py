@@ -7,9 +7,9 @@ Candidates are streamed: one is held at a time, nothing is written, and what is 
 request dies with the call. The same input gives the same answer in every process.
 
 Does not guarantee: to find translations, summaries and paraphrases. Those whose vectors lie close
-are flagged for people; where they lie less close, a document is looked at sentence by sentence
-(`meaning`). Measured rates stand in docs/closure.md. A text of fewer than `SEED` letters is compared
-whole only: a name inside another document is not a copy of it.
+are flagged for people; where they lie less close, a document is looked at sentence by sentence, and a
+conversation turn by turn (`meaning`). Measured rates stand in docs/closure.md. A text of fewer than
+`SEED` letters is compared whole only: a name inside another document is not a copy of it.
 
 How: texts are folded to bare letters (`overlap.fold`). Every run of `SEED` letters of the request
 is indexed, and a candidate that holds enough of them, or enough in a row, is compared in full: word
@@ -91,11 +91,13 @@ class Candidate:
         handle: what the caller knows it by.
         text: its content.
         vector_rows: (chunks, dim) float32, unit length; None or no rows if it has no vectors.
+        turns: what is said in it, where it is a conversation.
     """
 
     handle: bytes
     text: str
     vector_rows: NDArray[np.float32] | None = None
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def find_copies(
         groups: for each text which request it belongs to, when several are closed at once. What a
             candidate takes from several texts of one group counts together. Default: all one, 0.
         vector_groups: the same for each row of `request_vectors`.
-        embed: gives the unit vectors (n, dim) of sentences; without it there is no second look.
+        embed: gives the unit vectors (n, dim) of sentences and turns; without it there is no second look.
     """
     groups = list(groups) if groups is not None else [0] * len(request_texts)
     searcher = _Searcher(request_texts, groups, config)
@@ -153,6 +155,7 @@ def find_copies(
         vectors = _Vectors(request_vectors, of_row, config)
         if embed is not None:
             vectors.sentences = Sentences(request_texts, groups, config.paraphrase, embed)
+            vectors.embed = embed
     for candidate in candidates:
         copies = searcher.copies(candidate)
         yield from copies
@@ -360,6 +363,7 @@ class _Vectors:
         self.least = config.paraphrase
         self.look = config.second_look
         self.sentences: Sentences | None = None
+        self.embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None
 
     def close(self, candidate: Candidate) -> list[Match]:
         """One match for each group with a vector close to one of the candidate's."""
@@ -371,10 +375,26 @@ class _Vectors:
         for row in np.flatnonzero(cosine >= least).tolist():
             group = self.groups[row]
             best[group] = max(best.get(group, 0.0), min(1.0, float(cosine[row])))
+        doubtful = {group for group, score in best.items() if score < self.least}
+        turns = self._turns(candidate, doubtful)
         found = []
         for group, score in sorted(best.items()):
-            if score < self.least and self.sentences is not None:
-                score = self.sentences.score(candidate.text, group)
+            if group in doubtful and self.sentences is not None:
+                score = turns.get(group, 0.0)
+                if score < self.least:
+                    score = self.sentences.score(candidate.text, group)
             if score >= self.least:
                 found.append(Match(candidate.handle, "paraphrase", score, group, None, ()))
         return found
+
+    def _turns(self, candidate: Candidate, doubtful: set[int]) -> dict[int, float]:
+        """The cosine of the turn closest to each of these groups."""
+        if not doubtful or len(candidate.turns) < 2 or self.embed is None:
+            return {}
+        rows = [row for row, group in enumerate(self.groups) if group in doubtful]
+        cosine = (self.rows[rows] @ self.embed(candidate.turns).T).max(axis=1)
+        best: dict[int, float] = {}
+        for row, score in zip(rows, cosine.tolist(), strict=True):
+            group = self.groups[row]
+            best[group] = max(best.get(group, 0.0), min(1.0, score))
+        return best

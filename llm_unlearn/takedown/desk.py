@@ -17,6 +17,7 @@ from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.copies import DAYS, Copies, Entry, Kind
 from llm_unlearn.takedown.intake import ACCEPTED, Acknowledged, Decision, Intake, find
 from llm_unlearn.takedown.journal import After, Case, Filed
+from llm_unlearn.takedown.looking import look, plans
 from llm_unlearn.takedown.machine import Outcome, Takedowns
 from llm_unlearn.takedown.plan import Plan, ShardWork, joint_work
 from llm_unlearn.takedown.request import Request
@@ -103,10 +104,23 @@ class Desk:
             case.reason,
         )
 
-    def submit(self, requests: Iterable[Request]) -> list[Acknowledged]:
-        """File requests and fence what they name; the acknowledgements, once the fence holds.
+    def submit(
+        self,
+        requests: Iterable[Request],
+        *,
+        on_acknowledged: Callable[[Acknowledged], None] | None = None,
+        copies: bool = True,
+    ) -> tuple[list[Acknowledged], int]:
+        """File requests and fence what they name; then look for copies, and fence these.
 
         A request that this sender submitted before is passed over.
+
+        Args:
+            on_acknowledged: told of each request once its fence holds, before copies are looked for.
+            copies: False leaves the looking to whoever writes next.
+
+        Returns:
+            The acknowledgements, and how many more documents were fenced as copies.
 
         Raises:
             NotFound: one names what no document has; nothing was filed.
@@ -117,7 +131,14 @@ class Desk:
                 for request in requests
                 if self._intake.journal.find(request.id, request.claimant.contact) is None
             ]
-            return [told for _, told in self._intake.submit(fresh)]
+            told = [each for _, each in self._intake.submit(fresh)]
+            if on_acknowledged is not None:
+                for each in told:
+                    on_acknowledged(each)
+            if not copies:
+                return told, 0
+            self._opened.tidy()
+            return told, look(self._opened)
 
     def plan(self, which: str, sender: str | None = None, *, include_flagged: bool = False) -> Plan:
         """What carrying out a submitted request would do; changes nothing.
@@ -132,7 +153,7 @@ class Desk:
     def _plan(self, row: Filed, include_flagged: bool) -> Plan:
         if row.state not in ("received", "approved"):
             raise InputError(f"Takedown {row.number} is {row.state}: there is nothing to plan.")
-        plan = Takedowns(self._opened).plans([row], include_flagged=include_flagged)[0]
+        plan = plans(self._opened, [row], include_flagged=include_flagged)[0]
         if isinstance(plan, NotFound):
             raise plan
         return plan
@@ -308,19 +329,23 @@ class Desk:
                     done.append(outcome)
         pairs: list[tuple[Filed, Plan]] = []
         for row, plan in zip(
-            rows, takedowns.plans(rows, include_flagged=include_flagged), strict=True
+            rows, plans(self._opened, rows, include_flagged=include_flagged), strict=True
         ):
             if isinstance(plan, NotFound):
                 intake.discard(row)
                 nothing.append((ids[row.number], plan.problem))
             else:
                 pairs.append((row, plan))
-        plans = [plan for _, plan in pairs]
-        if confirm is not None and not confirm(plans):
+        drafts = [plan for _, plan in pairs]
+        if confirm is not None:
+            with self._opened.database.transaction():
+                for row, plan in pairs:
+                    intake.fence_copies(row, plan)
+        if confirm is not None and not confirm(drafts):
             for row, _ in pairs:
                 intake.discard(row)
             return None
-        shards, seconds = joint_work(self._opened, plans)
+        shards, seconds = joint_work(self._opened, drafts)
         if pairs:
             decisions = [Decision(after=after)] * len(pairs)
             done += takedowns.approve_and_run(pairs, decisions, probe=probe)

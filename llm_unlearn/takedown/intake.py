@@ -3,9 +3,10 @@ and after a counter-notice restored.
 
 Guarantees: `submit` fences, in one durable transaction, everything that a request names and every copy of
 it with the same letters, and only then is there an acknowledgement; its time does not grow with the
-workspace. What is refused, withdrawn or declined answers again at once, unless another open request holds
-it. `approve` fences all copies, puts possible ones under review, bars what a legal hold keeps, and sets the
-tombstones, in one transaction. `restore` lifts a request's tombstones; nothing comes back by itself.
+workspace. `fence_copies` fences the other copies, before anybody decides (see `looking`). What is refused,
+withdrawn or declined answers again at once, unless another open request holds it. `approve` fences all
+copies, puts possible ones under review, bars what a legal hold keeps, and sets the tombstones, in one
+transaction. `restore` lifts a request's tombstones; nothing comes back by itself.
 
 The caller holds the workspace's lock.
 """
@@ -25,7 +26,8 @@ from llm_unlearn.takedown import reviews
 from llm_unlearn.takedown.account import Earlier, closure_of
 from llm_unlearn.takedown.copies import owed_copies
 from llm_unlearn.takedown.journal import STARTED, UNDECIDED, After, Case, Filed, Journal
-from llm_unlearn.takedown.plan import Plan, Planned, look_up
+from llm_unlearn.takedown.lookup import look_up
+from llm_unlearn.takedown.plan import Plan, Planned
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.tombstones import Tombstones
 from llm_unlearn.takedown.verify import request_reference
@@ -134,6 +136,33 @@ class Intake:
                     )
                 )
         return made
+
+    def fence_copies(self, filed: Filed, plan: Plan | None) -> int:
+        """Fence what a plan adds to an undecided request; how many documents were live until now.
+
+        Possible paraphrases too, unless `takedown.fence_flagged` is off.
+
+        Args:
+            plan: None where nothing falls under the request.
+        """
+        opened, case = self._opened, self.journal.case(filed)
+        found = list(plan.removed) if plan else []
+        if plan and opened.config.takedown.fence_flagged:
+            found += plan.flagged
+        ours = {item.record.handle for item in found}
+        live = [item.record.handle for item in found if item.record.state == "live"]
+        case.handles = sorted({*case.handles, *(handle.hex() for handle in ours)})
+        case.looked = True
+        with opened.database.transaction():
+            opened.vault.set_state(live, "fenced")
+            self.journal.advance(filed, filed.state, case)
+        return len(live)
+
+    def unlook(self, filed: Filed) -> None:
+        """Copies of an undecided request must be looked for again, by whoever writes next."""
+        case = self.journal.case(filed)
+        case.looked = False
+        self.journal.advance(filed, filed.state, case)
 
     def approve(
         self,

@@ -11,7 +11,7 @@ state, and the receipt's name. A request is known by its id *and* its sender: an
 the same id is another request.
 
 `fenced` means approved and started: whoever writes next finishes it. `approved` waits for `run`, and
-`received` for a decision; of both, what the request names answers nothing meanwhile.
+`received` for a decision; of both, what the request names and its copies answer nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Case(BaseModel):
     Attributes:
         salt: opens the receipt's commitments, with the id; the claimant is given both (hex).
         handles: the documents that go (hex); before approval those that the fence holds.
+        looked: copies were looked for since it came, and since anything was ingested.
         ahead: approved before it was planned: whoever writes next carries it out.
         include_flagged: what was approved ahead includes possible paraphrases.
         reason: why it was refused, or accepted in part, as the claimant is told.
@@ -79,6 +80,7 @@ class Case(BaseModel):
     handles: list[str]
     received: str
     acknowledged: str
+    looked: bool = False
     ahead: bool = False
     include_flagged: bool = False
     reason: str | None = None

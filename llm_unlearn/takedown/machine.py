@@ -29,8 +29,9 @@ from llm_unlearn.takedown.account import Earlier, Facts, make_receipt
 from llm_unlearn.takedown.disposal import Running, dispose
 from llm_unlearn.takedown.intake import Decision, Intake, now
 from llm_unlearn.takedown.journal import Filed, State
+from llm_unlearn.takedown.looking import look, plans
 from llm_unlearn.takedown.merkle import leaf_hash
-from llm_unlearn.takedown.plan import Plan, make_plans
+from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.verify import request_reference
 
@@ -113,11 +114,13 @@ class Takedowns:
             self._on_state("received")
         try:
             prepare(filed.number)
-            plan = self.plans([filed], include_flagged=include_flagged)[0]
+            plan = plans(self._opened, [filed], include_flagged=include_flagged)[0]
             if isinstance(plan, NotFound):
                 raise plan
             if on_plan is not None:
                 on_plan(plan)
+            if confirm is not None:
+                self.intake.fence_copies(filed, plan)  # people take their time
             agreed = confirm is None or confirm(plan)
         except BaseException as error:
             # approved ahead and interrupted, it is finished by whoever writes next; what cannot be
@@ -130,19 +133,6 @@ class Takedowns:
                 self.intake.discard(filed)
             return None
         return self.approve_and_run([(filed, plan)], [decision], probe=probe)[0]
-
-    def plans(
-        self, rows: Sequence[Filed], *, include_flagged: bool | None = None
-    ) -> list[Plan | NotFound]:
-        """The plans of submitted requests, made in one pass; by default as they were submitted."""
-        cases = [self._journal.case(row) for row in rows]
-        chosen = cases[0].include_flagged if include_flagged is None and cases else include_flagged
-        requests = [case.request for case in cases]
-        if any(request is None for request in requests):
-            raise AssertionError("a submitted case has its request")
-        return make_plans(
-            self._opened, [r for r in requests if r is not None], include_flagged=bool(chosen)
-        )
 
     def approve_and_run(
         self,
@@ -214,7 +204,7 @@ class Takedowns:
     def resume(self) -> list[Outcome]:
         """Finish every takedown that was started or approved ahead and has no receipt yet."""
         self._journal.sweep()
-        self._go_ahead()
+        look(self._opened)
         started = [row for row in self._journal.pending() if row.state != "received"]
         return self._carry_out(started, None)
 
@@ -230,7 +220,7 @@ class Takedowns:
         from llm_unlearn.takedown.evidence import Moments
 
         self._journal.sweep()
-        self._go_ahead(but)
+        look(self._opened, but)
         pending = [row for row in self._journal.pending() if row.state != "received"]
         self._carry_out([row for row in pending if row.state == "retrained"], None)
         rest = [row for row in pending if row.state != "retrained"]
@@ -266,23 +256,6 @@ class Takedowns:
             return self._carry_out([filed], None)[0]
         path = self._opened.path / "receipts" / (filed.receipt or "")
         return Outcome(filed.number, filed.state, path, None, already=True, id=request.id)
-
-    def _go_ahead(self, but: int | None = None) -> None:
-        """Plan and start what was approved ahead by a process that was killed since."""
-        waiting = [row for row in self._journal.pending() if row.state == "received"]
-        rows = [row for row in waiting if row.number != but]
-        if not rows:
-            return
-        try:
-            plans = self.plans(rows)
-        except UnlearnError:
-            return  # fenced all the same; it must not keep others, or its own cure, from being done
-        for row, plan in zip(rows, plans, strict=True):
-            if isinstance(plan, NotFound):
-                self.intake.discard(row)
-                continue
-            after = self._journal.case(row).after
-            self.intake.approve(row, plan, Decision(after=after), start=True)
 
     def _carry_out(self, rows: Sequence[Filed], evidence: Evidence | None) -> list[Outcome]:
         """Go from whatever state cases are in to their receipts."""

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_unlearn.documents import normalise
-from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.errors import NotFound
 from llm_unlearn.exports import Export, Exports
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import read_pace, read_sizes, work
@@ -26,11 +25,10 @@ from llm_unlearn.retrieval.embedding import encode
 from llm_unlearn.retrieval.vault import Record
 from llm_unlearn.sisa.build import ShardState, planned_steps, shard_states
 from llm_unlearn.takedown.closure import Candidate, Match, find_copies
+from llm_unlearn.takedown.lookup import THERE, Lookup
 from llm_unlearn.takedown.overlap import fold
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.tombstones import name_runs
-
-_THERE = ("live", "fenced", "held")
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,26 @@ def make_plan(opened: Opened, request: Request, *, include_flagged: bool = False
         NotFound: the request names a subject, id or source that no document has, or nothing at all
             falls under it.
     """
-    found = make_plans(opened, [request], include_flagged=include_flagged)[0]
+    found = make_plans(opened, [request], include_flagged=[include_flagged])[0]
     if isinstance(found, NotFound):
         raise found
     return found
 
 
 def make_plans(
-    opened: Opened, requests: Sequence[Request], *, include_flagged: bool = False
+    opened: Opened,
+    requests: Sequence[Request],
+    *,
+    include_flagged: Sequence[bool],
+    among: Collection[bytes] | None = None,
 ) -> list[Plan | NotFound]:
-    """Plan many requests in one pass over all documents; for each its plan, or why there is none."""
-    present = opened.vault.records(states=_THERE)
+    """Plan many requests in one pass over all documents; for each its plan, or why there is none.
+
+    Args:
+        include_flagged: for each request, as for `make_plan`.
+        among: copies are looked for among these documents only, by handle.
+    """
+    present = opened.vault.records(states=THERE)
     by_handle = {record.handle: record for record in present}
     lookup = Lookup.over(present)
     failed: dict[int, NotFound] = {}
@@ -141,6 +148,8 @@ def make_plans(
     # what one request names may be a copy of what another names
     only = {r.handle for found in named.values() for r in found} if len(named) == 1 else set()
     others = [r for r in present if r.handle not in only and r.fate != "refused"]
+    if among is not None:
+        others = [r for r in others if r.handle in among]
     considered = {record.handle for record in others}
     speakers = _Names({group: requests[group] for group in named})
     matches: dict[int, list[Match]] = defaultdict(list)
@@ -171,7 +180,7 @@ def make_plans(
             for m in matches[group]
             if m.handle not in asked
         ]
-        draft = _draft(opened, request, named[group], found, by_handle, include_flagged)
+        draft = _draft(opened, request, named[group], found, by_handle, include_flagged[group])
         if not draft.removed and not draft.kept_back:
             plans.append(
                 NotFound(
@@ -213,94 +222,6 @@ def joint_work(opened: Opened, plans: Sequence[Plan]) -> tuple[tuple[ShardWork, 
     owed = work(after, opened.training, read_sizes(opened.database))
     seconds = None if pace is None else pace.expected(owed, loaded=opened.models.loaded)
     return _works(opened, after), seconds
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """Records by what requests name them by."""
-
-    subjects: Mapping[bytes, Sequence[Record]]
-    sources: Mapping[bytes, Sequence[Record]]
-    handles: Mapping[bytes, Record]
-
-    @classmethod
-    def over(cls, records: Sequence[Record]) -> Lookup:
-        """Index records."""
-        subjects: dict[bytes, list[Record]] = defaultdict(list)
-        sources: dict[bytes, list[Record]] = defaultdict(list)
-        for record in records:
-            subjects[record.subject].append(record)
-            sources[record.source].append(record)
-        return cls(subjects, sources, {record.handle: record for record in records})
-
-    def named(self, opened: Opened, request: Request) -> list[Record]:
-        """Every record that a request names, by handle.
-
-        Raises:
-            NotFound: it names a subject, id or source that none has.
-        """
-        mark = opened.vault.mark
-        chosen: dict[bytes, Record] = {}
-        if request.subject:
-            found = self.subjects.get(mark("subject", request.subject), ())
-            _some(found, "subject", request.subject)
-            chosen |= {r.handle: r for r in found}
-        for name in request.ids:
-            match = self.handles.get(mark("id", name))
-            _some([match] if match else (), "id", name)
-            if match:
-                chosen[match.handle] = match
-        if request.source:
-            found = self.sources.get(mark("source", request.source), ())
-            _some(found, "source", request.source)
-            chosen |= {r.handle: r for r in found}
-        return [chosen[handle] for handle in sorted(chosen)]
-
-
-def look_up(opened: Opened, request: Request) -> list[Record]:
-    """The same from the database's indexes, for one request: its time does not grow with the vault.
-
-    Exact copies by the whole normalised text are among them.
-
-    Raises:
-        NotFound: it names a subject, id or source that none has.
-        InputError: it names nothing.
-    """
-    vault, mark = opened.vault, opened.vault.mark
-    chosen: dict[bytes, Record] = {}
-    if request.subject:
-        found = vault.records(states=_THERE, subject=mark("subject", request.subject))
-        _some(found, "subject", request.subject)
-        chosen |= {r.handle: r for r in found}
-    for name in request.ids:
-        match = vault.find(mark("id", name))
-        _some([match] if match and match.state in _THERE else (), "id", name)
-        if match:
-            chosen[match.handle] = match
-    if request.source:
-        found = vault.records(states=_THERE, source=mark("source", request.source))
-        _some(found, "source", request.source)
-        chosen |= {r.handle: r for r in found}
-    if not chosen and not request.text:
-        raise InputError(
-            "The request names nothing to remove.", "Give a subject, an id, a source or a text."
-        )
-    contents = {record.content for record in chosen.values() if record.fate != "refused"}
-    if request.text:
-        contents.add(mark("content", normalise(request.text)))
-    for content in contents:
-        chosen |= {r.handle: r for r in vault.records(states=_THERE, content=content)}
-    return [chosen[handle] for handle in sorted(chosen)]
-
-
-def _some(found: Sequence[Record], what: str, name: str) -> None:
-    if not found:
-        raise NotFound(
-            f"No live document has the {what} {name!r}.",
-            "Look at the ids and subjects in your own records; this workspace lists none in clear."
-            if what == "subject"
-            else "Nothing was changed.",
-        )
 
 
 def _draft(
@@ -349,11 +270,13 @@ class _Names:
         """Each document as a candidate for the closure; its names are noted on the way."""
         own = {g: opened.vault.mark("subject", name) for g, name in self._subjects.items()}
         for record in records:
-            content = opened.document(record).content
+            document = opened.document(record)
+            content = document.content
             for group in self._said(content) if self._runs else ():
                 if own.get(group) != record.subject:
                     self.heard[group].append(record.handle)
-            yield Candidate(record.handle, content, opened.vectors(record))
+            turns = tuple(turn.content for turn in document.messages or ())
+            yield Candidate(record.handle, content, opened.vectors(record), turns)
 
     def _said(self, text: str) -> set[int]:
         words = fold(text).words

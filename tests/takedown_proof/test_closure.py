@@ -321,3 +321,32 @@ def test_a_second_look_at_the_sentences() -> None:
     assert score(far, *half) is None
     assert score(near, first, *other, "A third thing that nobody said.") is None
     assert score(near, first, other[0]) is None  # too few sentences
+
+
+def test_a_second_look_at_the_turns_of_a_conversation() -> None:
+    """By hand: a conversation lies at 0.7 from an answer, which is one of its turns in other words (0.9)."""
+    answer = np.array([[1, 0, 0]], np.float32)
+    turns = {"Where did she live?": [0, 0, 1], "In a mill.": [0.9, 0.19**0.5, 0], "Why?": [0, 1, 0]}
+    whole, far = (np.array([[c, 0, (1 - c * c) ** 0.5]], np.float32) for c in (0.7, 0.6))
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([turns[text] for text in texts], np.float32)
+
+    def score(vector: NDArray[np.float32], *said: str, look: bool = True) -> float | None:
+        candidate = Candidate(b"x", " ".join(said), vector, said)
+        found = list(
+            find_copies(
+                ["The mill was her home."],
+                [candidate],
+                config=CONFIG,
+                request_vectors=answer,
+                embed=embed if look else None,
+            )
+        )
+        return found[0].score if found else None
+
+    question, told, other = turns
+    assert score(whole, question, told) == pytest.approx(0.9)
+    assert score(whole, question, told, look=False) is None
+    assert score(far, question, told) is None
+    assert score(whole, question, other) is None

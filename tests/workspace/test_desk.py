@@ -11,7 +11,7 @@ from small import Maker, answering_state, learned, stored
 
 from llm_unlearn import Document, Workspace
 from llm_unlearn.errors import InputError, NotFound
-from llm_unlearn.takedown import machine
+from llm_unlearn.takedown import desk, looking, machine
 from llm_unlearn.takedown.intake import Decision
 from llm_unlearn.takedown.page import receipt_page
 from llm_unlearn.takedown.request import Claimant, Request
@@ -52,7 +52,7 @@ def test_submission_fences_and_refusal_or_withdrawal_frees(make: Maker) -> None:
     everything = _searched(workspace)
     copy = stored(0, "work-0").model_copy(update={"id": "mirror", "subject": "mirror"})
     workspace.ingest([copy])
-    store, learned_ = workspace.desk.submit(
+    (store, learned_), _ = workspace.desk.submit(
         [_request(subject="work-0"), _request("R-2", subject="author-1")]
     )
     assert (store.fenced, learned_.fenced, store.due) == (3, 2, "2031-02-28")
@@ -83,6 +83,80 @@ def test_submission_fences_and_refusal_or_withdrawal_frees(make: Maker) -> None:
         workspace.takedown(_request(subject="work-0"))
     with pytest.raises(NotFound, match="no takedown 'R-9'"):
         workspace.desk.show("R-9")
+
+
+def _near(id: str) -> Document:
+    """Nearly the words of "work-0/s0", under another subject."""
+    copy = stored(0, "work-0")
+    assert copy.text is not None
+    return copy.model_copy(
+        update={"id": id, "subject": id, "text": f"Once more. {copy.text} The end."}
+    )
+
+
+def test_near_copies_are_fenced_before_anybody_decides(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = _ready(make)
+    workspace.ingest([_near("mirror")])
+    everything = _searched(workspace)
+    assert "mirror" in everything
+    at_once: list[set[str]] = []
+    _, copies = workspace.desk.submit(
+        [_request(subject="work-0")], on_acknowledged=lambda _: at_once.append(_searched(workspace))
+    )
+    assert at_once == [everything - {"work-0/s0", "work-0/s3"}]  # the acknowledgement does not wait
+    assert copies == 1
+    assert _searched(workspace) == everything - {"work-0/s0", "work-0/s3", "mirror"}
+    assert [i.id for i in workspace.desk.plan("R-1").removed if i.kind != "requested"] == ["mirror"]
+    workspace.ingest([_near("later"), stored(9, "work-9")])  # while it is undecided
+    assert "later" not in _searched(workspace)
+    assert "work-9/s9" in _searched(workspace)
+    workspace.desk.refuse("R-1", "the licence covers it")
+    assert _searched(workspace) == everything | {"later", "work-9/s9"}
+    # a process that is killed while it looks leaves it to the next writer
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "look", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.desk.submit([_request("R-2", subject="work-0")])
+    assert "mirror" in _searched(workspace)
+    workspace.resume()
+    assert not {"mirror", "later"} & _searched(workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(looking, "plans", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.ingest([_near("last")])
+    assert "last" in _searched(workspace)
+    workspace.ingest([])
+    assert "last" not in _searched(workspace)
+    workspace.desk.approve("R-2")
+    workspace.desk.run()
+    assert _searched(workspace) == (everything | {"work-9/s9"}) - {
+        "work-0/s0",
+        "work-0/s3",
+        "mirror",
+    }
+
+
+def _killed(*_: object, **__: object) -> int:
+    raise KeyboardInterrupt
+
+
+def test_while_a_person_looks_at_the_plan_the_copies_are_fenced(make: Maker) -> None:
+    workspace = _ready(make)
+    workspace.ingest([_near("mirror")])
+    everything = _searched(workspace)
+    seen: list[set[str]] = []
+
+    def no(_: object) -> bool:
+        seen.append(_searched(workspace))
+        return False
+
+    assert workspace.takedown(_request(subject="work-0"), confirm=no) is None
+    assert workspace.desk.takedown_many([_request(subject="work-0")], confirm=no) is None
+    assert seen == [everything - {"work-0/s0", "work-0/s3", "mirror"}] * 2
+    assert _searched(workspace) == everything
+    assert not workspace.desk.all()
 
 
 def test_step_by_step_ends_in_never_had_and_shards_are_retrained_once(
