@@ -324,7 +324,7 @@ def test_a_second_look_at_the_sentences() -> None:
 
 
 def test_a_second_look_at_the_turns_of_a_conversation() -> None:
-    """By hand: a conversation lies at 0.7 from an answer, which is one of its turns in other words (0.9)."""
+    """By hand: a conversation lies at 0.7 from an answer; one turn is that answer in other words (0.9)."""
     answer = np.array([[1, 0, 0]], np.float32)
     turns = {"Where did she live?": [0, 0, 1], "In a mill.": [0.9, 0.19**0.5, 0], "Why?": [0, 1, 0]}
     whole, far = (np.array([[c, 0, (1 - c * c) ** 0.5]], np.float32) for c in (0.7, 0.6))
