@@ -80,6 +80,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.answer, (9,)),
     (benches.forget, (3, 9)),
     (benches.takedown, (3, 4, 9)),
+    (benches.probe, (3, 9)),
 )
 
 

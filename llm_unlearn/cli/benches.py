@@ -1,4 +1,4 @@
-"""`bench store`, `answer`, `forget`: measured on this machine, beside others where they are installed."""
+"""`bench store`, `answer`, `forget`, `takedown`, `probe`: this machine, beside others where installed."""
 
 from __future__ import annotations
 
@@ -252,3 +252,81 @@ def takedown(
             f"{found.trainings} times. The whole log was verified in {found.verified:.2f} s."
         ),
     )
+
+
+def probe(
+    out: Output,
+    model: Annotated[
+        str, typer.Option("--model", metavar="REF", help="packaged:NAME, a folder, or a hub id.")
+    ] = "packaged:smollm2-135m-instruct",
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", metavar="FILE", help="Documents; else invented ones."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Texts of a round.")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of each side.")] = 3,
+    many: Annotated[
+        int, typer.Option("--many", min=0, help="Then stream so many and look at memory.")
+    ] = 0,
+    words_each: Annotated[
+        int, typer.Option("--words", min=4, help="Words of an invented text.")
+    ] = 40,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts a forward pass.")] = 8,
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="D", help="bfloat16 or float32.")
+    ] = "bfloat16",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of both.")] = 2,
+) -> None:
+    """Measure all one-pass probes sharing a forward pass, beside one metric at a time."""
+    import itertools
+
+    import torch
+
+    from llm_unlearn.eval import bench
+    from llm_unlearn.models.causal import load_causal
+
+    if dtype not in ("bfloat16", "float32"):
+        raise InputError(
+            f"--dtype {dtype}: there is no such precision here.", "bfloat16 or float32."
+        )
+    given = None
+    if texts is not None:
+        from llm_unlearn.readers import read_documents
+
+        given = [d.content for d in itertools.islice(read_documents(texts), max(count, many))]
+    torch.set_num_threads(threads)
+    base = load_causal(model, "bfloat16" if dtype == "bfloat16" else "float32")
+    some = list(bench.invented(count, words_each)) if given is None else given[:count]
+    found = bench.compare(
+        base.model, base.tokenizer, some, batch_size=batch, rounds=rounds, told=out.say
+    )
+    value: dict[str, object] = {
+        "threads": threads,
+        "texts": found.texts,
+        "tokens": found.tokens,
+        "metrics": list(found.metrics),
+        "shared": asdict(found.shared),
+        "single": asdict(found.single),
+        "ratio": found.ratio,
+        "memory": None,
+    }
+    rows = [
+        (name, f"{row.median:.2f}", f"{row.least:.2f} to {row.most:.2f}", f"{row.passes:.2f}")
+        for name, row in (("shared pass", found.shared), ("one at a time", found.single))
+    ]
+    title = f"{len(found.metrics)} probes of {found.texts} texts, {found.tokens} tokens"
+    columns = ("way", "texts/s", "least to most", "passes a text")
+    out.show(render.table(title, columns, rows), words(f"Ratio: {found.ratio:.2f}."))
+    if many:
+        stream = bench.invented(many, words_each) if given is None else iter(given)
+        seen = bench.memory(
+            base.model, base.tokenizer, stream, many, batch_size=batch, told=out.say
+        )
+        value["memory"] = asdict(seen)
+        out.show(
+            words(
+                f"{seen.texts} texts, {seen.tokens} tokens in {seen.seconds:.0f} s: "
+                f"{seen.after_a_tenth:.0f} MB after a tenth, at most {seen.most:.0f} MB after."
+            )
+        )
+    out.result(value)

@@ -1,0 +1,123 @@
+"""Embedding-space attack (Schwinn et al. 2024): is a text one small push of the inputs away?
+
+Guarantees: some continuous vectors, which no token needs to equal, are put before the first target
+and moved to make the targets likely; the weights are not touched, and the same call gives the same
+numbers. The attacker is shown the first part of the answer only; the value is the probability of
+the part not shown.
+
+Enough vectors force any string out of any model. So a value says nothing alone: `controls`, strings
+of the same kind that were never trained on, get the same budget, and `advantage` is the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.eval.passes import check_inputs, evaluating
+from llm_unlearn.eval.summary import Estimate, bootstrap_statistic
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """Geometric mean probability (texts,) of the tokens not shown, before and after the attack."""
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        """Log of after over before: nats a token that the attack won, (texts,)."""
+        gained: NDArray[np.float64] = np.log(self.after) - np.log(self.before)
+        return gained
+
+
+def embedding_attack(
+    model: Any,
+    input_ids: Sequence[Sequence[int]],
+    loss_mask: Sequence[Sequence[bool]],
+    *,
+    vectors: int = 4,
+    steps: int = 20,
+    rate: float = 0.1,
+    shown: float = 0.5,
+) -> Attacked:
+    """Attack each text on its own, by signed gradient steps.
+
+    Args:
+        vectors: how many are put before the first target; they start at the mean embedding.
+        steps: gradient steps, each of `rate` times the root mean square of the embeddings.
+        shown: share of the targets that the attacker knows and optimises; the rest is measured. Of
+            L targets ceil(shown * L) are shown, but at most L - 1: 3 of 5 at 0.5.
+
+    Raises:
+        InputError: a text with fewer than two targets; a share outside (0, 1); see `check_inputs`.
+    """
+    check_inputs(model, input_ids, loss_mask)
+    if not 0 < shown < 1 or vectors < 1 or steps < 1:
+        raise InputError(
+            f"{vectors} vectors, {steps} steps, a share of {shown} shown.",
+            "Give at least one of each, and a share between 0 and 1.",
+        )
+    table = model.get_input_embeddings()
+    weight = table.weight.detach()
+    size = float(weight.float().square().mean().sqrt()) * rate
+    start = weight.float().mean(0).expand(vectors, -1)
+    before, after = [], []
+    with evaluating(model):
+        for i, (ids, mask) in enumerate(zip(input_ids, loss_mask, strict=True)):
+            targets = np.flatnonzero(np.asarray(mask, bool))
+            if len(targets) < 2:
+                raise InputError(f"text {i} has fewer than two targets.", "Give a longer answer.")
+            known = min(len(targets) - 1, math.ceil(shown * len(targets)))
+            tokens = torch.tensor([list(ids)], device=weight.device)
+            with torch.no_grad():
+                words = table(tokens)  # (1, T, d)
+            first = int(targets[0])
+            soft = start.clone()
+            plain = _log_p(model, words, tokens, targets, 0)
+            before.append(float(plain[known:].mean().exp()))
+            for _ in range(steps):
+                soft.requires_grad_(True)
+                with torch.enable_grad():
+                    joined = _joined(words, soft, first)
+                    loss = -_log_p(model, joined, tokens, targets[:known], vectors).mean()
+                    [slope] = torch.autograd.grad(loss, [soft])
+                soft = (soft - size * slope.sign()).detach()
+            with torch.no_grad():
+                found = _log_p(model, _joined(words, soft, first), tokens, targets, vectors)
+            after.append(float(found[known:].mean().exp()))
+    tiny = np.finfo(np.float64).tiny  # a probability that underflowed still has a logarithm
+    return Attacked(np.maximum(before, tiny), np.maximum(after, tiny))
+
+
+def advantage(texts: Attacked, controls: Attacked, *, seed: int = 0) -> Estimate:
+    """Mean gain on the texts less that on never-trained controls, with a bootstrap interval.
+
+    Gains 2, 4 against 1, 1: 3 - 1 = 2. About 0: the attack forces, it does not recall.
+    """
+    return bootstrap_statistic(
+        lambda a, b: float(a.mean() - b.mean()), [texts.gain, controls.gain], seed=seed
+    )
+
+
+def _joined(words: torch.Tensor, soft: torch.Tensor, first: int) -> torch.Tensor:
+    made = soft.to(words.dtype)[None]
+    return torch.cat([words[:, :first], made, words[:, first:]], 1)
+
+
+def _log_p(
+    model: Any, embedded: torch.Tensor, tokens: torch.Tensor, targets: NDArray[np.int64], more: int
+) -> torch.Tensor:
+    """Log-probability (targets,) with `more` vectors before the first target."""
+    where = torch.from_numpy(targets + more - 1).to(embedded.device)
+    logits = model(inputs_embeds=embedded, use_cache=False).logits[0, where].float()
+    wanted = tokens[0, torch.from_numpy(targets).to(tokens.device)]
+    return torch.log_softmax(logits, -1).gather(1, wanted[:, None])[:, 0]
