@@ -2,8 +2,8 @@
 
 Guarantees: some continuous vectors, which no token needs to equal, are put before the first target
 and moved to make the targets likely; the weights are not touched, and the same call gives the same
-numbers. The attacker is shown the first part of the answer only; the value is the probability of
-the part not shown.
+numbers. With `shown` below 1 the attacker knows the first part of the answer only, and the value is
+the probability of the rest.
 
 Enough vectors force any string out of any model. So a value says nothing alone: `controls`, strings
 of the same kind that were never trained on, get the same budget, and `advantage` is the difference.
@@ -27,7 +27,7 @@ from llm_unlearn.eval.summary import Estimate, bootstrap_statistic
 
 @dataclass(frozen=True, slots=True)
 class Attacked:
-    """Geometric mean probability (texts,) of the tokens not shown, before and after the attack."""
+    """Geometric mean probability (texts,) of what is measured, before and after the attack."""
 
     before: NDArray[np.float64]
     after: NDArray[np.float64]
@@ -47,24 +47,25 @@ def embedding_attack(
     vectors: int = 4,
     steps: int = 20,
     rate: float = 0.1,
-    shown: float = 0.5,
+    shown: float = 1.0,
 ) -> Attacked:
     """Attack each text on its own, by signed gradient steps.
 
     Args:
         vectors: how many are put before the first target; they start at the mean embedding.
         steps: gradient steps, each of `rate` times the root mean square of the embeddings.
-        shown: share of the targets that the attacker knows and optimises; the rest is measured. Of
-            L targets ceil(shown * L) are shown, but at most L - 1: 3 of 5 at 0.5.
+        shown: share of the targets that the attacker knows and optimises. At 1 all are optimised
+            and measured, as in the paper; below, ceil(shown * L) of L targets are optimised, at
+            most L - 1 (3 of 5 at 0.5), and the others are measured.
 
     Raises:
-        InputError: a text with fewer than two targets; a share outside (0, 1); see `check_inputs`.
+        InputError: too few targets; a share outside (0, 1]; see `check_inputs`.
     """
     check_inputs(model, input_ids, loss_mask)
-    if not 0 < shown < 1 or vectors < 1 or steps < 1:
+    if not 0 < shown <= 1 or vectors < 1 or steps < 1:
         raise InputError(
             f"{vectors} vectors, {steps} steps, a share of {shown} shown.",
-            "Give at least one of each, and a share between 0 and 1.",
+            "Give at least one of each, and a share above 0, up to 1.",
         )
     table = model.get_input_embeddings()
     weight = table.weight.detach()
@@ -74,16 +75,20 @@ def embedding_attack(
     with evaluating(model):
         for i, (ids, mask) in enumerate(zip(input_ids, loss_mask, strict=True)):
             targets = np.flatnonzero(np.asarray(mask, bool))
-            if len(targets) < 2:
-                raise InputError(f"text {i} has fewer than two targets.", "Give a longer answer.")
-            known = min(len(targets) - 1, math.ceil(shown * len(targets)))
+            if len(targets) < (1 if shown == 1 else 2):
+                raise InputError(f"text {i} has too few targets.", "Give a longer answer.")
+            whole = shown == 1
+            known = (
+                len(targets) if whole else min(len(targets) - 1, math.ceil(shown * len(targets)))
+            )
+            asked = slice(0 if whole else known, None)
             tokens = torch.tensor([list(ids)], device=weight.device)
-            with torch.no_grad():
-                words = table(tokens)  # (1, T, d)
             first = int(targets[0])
             soft = start.clone()
-            plain = _log_p(model, words, tokens, targets, 0)
-            before.append(float(plain[known:].mean().exp()))
+            with torch.no_grad():
+                words = table(tokens)  # (1, T, d)
+                plain = _log_p(model, words, tokens, targets, 0)
+            before.append(float(plain[asked].mean().exp()))
             for _ in range(steps):
                 soft.requires_grad_(True)
                 with torch.enable_grad():
@@ -93,18 +98,22 @@ def embedding_attack(
                 soft = (soft - size * slope.sign()).detach()
             with torch.no_grad():
                 found = _log_p(model, _joined(words, soft, first), tokens, targets, vectors)
-            after.append(float(found[known:].mean().exp()))
+            after.append(float(found[asked].mean().exp()))
     tiny = np.finfo(np.float64).tiny  # a probability that underflowed still has a logarithm
     return Attacked(np.maximum(before, tiny), np.maximum(after, tiny))
 
 
 def advantage(texts: Attacked, controls: Attacked, *, seed: int = 0) -> Estimate:
-    """Mean gain on the texts less that on never-trained controls, with a bootstrap interval.
+    """Mean log-probability after the attack, texts less never-trained controls, in nats a token.
 
-    Gains 2, 4 against 1, 1: 3 - 1 = 2. About 0: the attack forces, it does not recall.
+    With a bootstrap interval. Probabilities e^-1, e^-3 against e^-4, e^-4: -2 + 4 = 2. About 0: the
+    attack forces, it does not recall. Texts may be easier than controls from the start: subtract
+    the same of never-had.
     """
     return bootstrap_statistic(
-        lambda a, b: float(a.mean() - b.mean()), [texts.gain, controls.gain], seed=seed
+        lambda a, b: float(a.mean() - b.mean()),
+        [np.log(texts.after), np.log(controls.after)],
+        seed=seed,
     )
 
 
