@@ -1,0 +1,160 @@
+"""A report of probes as one HTML file that a lawyer and a researcher can both read.
+
+Guarantees: self-contained (its content security policy allows inline styles and nothing else); the
+same reports give the same bytes; all text is escaped and unprintable characters are replaced; the
+drawings are inline SVG with their figures in words for who cannot see them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from llm_unlearn.eval.cards import Card, Curve, Report, Side, Value, names, shown
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+WORDS = {
+    "leaks": "Comes out",
+    "same": "Equal to never-had",
+    "level": "Not told apart",
+    "less": "Less than never-had",
+    "unclear": "Open",
+    "clean": "Does not happen",
+}
+GROUPS = {
+    "weights": "What the weights give back",
+    "store": "What the store and the chat give back",
+    "membership": "Whether it can be told that the text was there",
+    "files": "What is left in files",
+}
+SIDES = {"now": "This workspace", "never had": "Never had it", "base": "Base model alone"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side of a card in one report."""
+
+    label: str
+    side: Side
+    value: Value
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One card with its rows over all reports; the verdict is that of the last report."""
+
+    card: Card
+    rows: tuple[Row, ...]
+
+
+def render(reports: Sequence[tuple[str, Report]]) -> str:
+    """The reports of one subject as HTML; several are moments, such as before and after."""
+    environment = Environment(
+        loader=PackageLoader("llm_unlearn.eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
+    )
+    last = reports[-1][1]
+    cards = [_gathered(name, reports) for name in names(reports)]
+    levels = [c.level for c in last.cards]
+    return environment.get_template("page.html.j2").render(
+        reports=reports,
+        last=last,
+        groups=[
+            (title, [c for c in cards if c.card.group == key]) for key, title in GROUPS.items()
+        ],
+        leaks=levels.count("leaks"),
+        total=len(levels),
+        words=WORDS,
+        sides=SIDES,
+        shown=shown,
+        bar=bar,
+        roc=roc,
+        marked=marked,
+        notes=list(dict.fromkeys(n for _, r in reports for n in r.notes)),
+    )
+
+
+def _gathered(name: str, reports: Sequence[tuple[str, Report]]) -> Shown:
+    rows: list[Row] = []
+    card: Card | None = None
+    for label, report in reports:
+        for found in report.cards:
+            if found.name == name:
+                card = found
+                for side in report.sides:
+                    if side in found.sides:
+                        words = (
+                            SIDES[side] if len(reports) == 1 else f"{label}: {SIDES[side].lower()}"
+                        )
+                        rows.append(Row(words, side, found.sides[side]))
+    if card is None:
+        raise AssertionError("a name without a card")
+    return Shown(card, tuple(rows))
+
+
+def bar(value: Value, most: float | None) -> Markup:
+    """A dot at the mean with its interval, on a line from 0 to the largest value there can be."""
+    top = most or max(value.high, 1e-9)
+    at = [4 + 192 * min(1.0, max(0.0, x / top)) for x in (value.low, value.mean, value.high)]
+    return Markup(
+        '<svg class="bar" viewBox="0 0 200 14" role="img" aria-label="{}">'
+        '<line class="axis" x1="4" y1="7" x2="196" y2="7"/>'
+        '<line class="whisker" x1="{}" y1="7" x2="{}" y2="7"/>'
+        '<circle class="dot" cx="{}" cy="7" r="4.5"/></svg>'
+    ).format(shown(value), _n(at[0]), _n(at[2]), _n(at[1]))
+
+
+def roc(curve: Curve) -> Markup:
+    """A ROC curve: share of members found against share of others wrongly accused."""
+    points = " ".join(f"{_n(28 + 160 * x)},{_n(170 - 160 * y)}" for x, y in curve.points)
+    return Markup(
+        '<svg class="roc" viewBox="0 0 200 200" role="img" aria-label="{}">'
+        '<path class="axis" fill="none" d="M28 10V170H188"/>'
+        '<line class="chance" x1="28" y1="170" x2="188" y2="10"/>'
+        '<polyline class="{}" points="{}"/>'
+        '<text x="108" y="192" text-anchor="middle">false accusations</text>'
+        '<text x="14" y="90" text-anchor="middle" transform="rotate(-90 14 90)">members found</text>'
+        "</svg>"
+    ).format(
+        f"ROC curve of {curve.name}, area {shown(curve.auc)}",
+        "line blind" if curve.blind else "line",
+        points,
+    )
+
+
+def marked(text: str, spans: Sequence[tuple[int, int]]) -> Markup:
+    """The text with its spans in `<mark>`; spans may touch, and must not overlap."""
+    parts, at = [], 0
+    for start, end in sorted(spans):
+        start, end = max(start, at), min(end, len(text))
+        if end <= start:
+            continue
+        parts.append(Markup("{}").format(_clean(text[at:start])))
+        parts.append(Markup("<mark>{}</mark>").format(_clean(text[start:end])))
+        at = end
+    parts.append(Markup("{}").format(_clean(text[at:])))
+    return Markup("").join(parts)
+
+
+def _clean(text: str) -> str:
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def _printable(value: Any) -> Any:
+    return _clean(value) if isinstance(value, str) and type(value) is not Markup else value
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,177 @@
+"""A subject probed while it is live, after its takedown, and beside never-had; the report as files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from small import Maker, learned, stored
+
+from llm_unlearn import Document, Workspace
+from llm_unlearn.cli.app import run
+from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.eval import cards, page
+from llm_unlearn.eval.cards import Card, Report
+from llm_unlearn.probing import open_beside, probe_subject
+
+MINE = [
+    *(learned(i, "gone") for i in range(3)),
+    stored(1, "gone"),
+]
+OTHERS = [learned(i, f"kept-{i}") for i in range(10, 16)]
+STRANGERS = [learned(i, "stranger") for i in range(30, 35)]
+
+
+def card(report: Report, name: str) -> Card:
+    return next(c for c in report.cards if c.name == name)
+
+
+@pytest.fixture
+def taught(make: Maker) -> Workspace:
+    workspace = make("ws", epochs=30, learning_rate=0.02)
+    workspace.ingest([*MINE, *OTHERS])
+    workspace.train()
+    return workspace
+
+
+def test_the_road_from_live_to_gone(
+    taught: Workspace, make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = probe_subject(taught, "gone", controls=STRANGERS, deep=True)
+    assert before.live
+    assert before.sides == ("now", "base")
+    assert card(before, "probability").level == "leaks"
+    returned = {
+        d.id: bool(v) for d, v in zip(MINE, card(before, "returned").values["now"], strict=True)
+    }
+    assert returned == {d.id: d.text is not None for d in MINE}  # only what lies in the store
+    assert {c.name for c in before.cards} >= {"soft", "lens", "4 bits", "frames", "dumped", "cited"}
+    assert "files" not in {c.name for c in before.cards}  # the text is meant to be there
+    assert card(before, "outsider").level == "clean"
+    taught.takedown(subject="gone", probe=False)
+    with pytest.raises(NotFound, match="--texts"):
+        probe_subject(taught, "gone")
+    with pytest.raises(InputError, match="None of the texts"):
+        probe_subject(taught, "gone", OTHERS)
+    never = make("never", epochs=30, learning_rate=0.02)
+    never.ingest(OTHERS)
+    never.train()
+    with open_beside(taught, never.path, never.opened.keyring.directory) as beside:
+        assert beside.opened.models is taught.opened.models
+        after = probe_subject(taught, "gone", MINE, controls=STRANGERS, never_had=beside)
+    assert not after.live
+    assert after.sides == ("now", "never had", "base")
+    for one in after.cards:
+        if one.group == "weights":
+            assert one.level == "same", one.name
+            assert one.values["now"] == one.values["never had"]
+        assert one.level != "leaks", one.name
+    assert card(after, "files").level == "clean"
+    assert card(after, "returned").level == "clean"
+    with pytest.raises(InputError, match="has documents of 'kept-10'"):
+        probe_subject(taught, "kept-10", never_had=never)
+
+    # what was measured reads back, and shows on one page what came out and what no longer does
+    path = tmp_path / "before.json"
+    path.write_bytes(cards.dump(before))
+    assert cards.load(path) == before
+    html = page.render([("before", before), ("after", after)])
+    for passage in after.passages:
+        assert str(page.marked(passage.text, ())) in html
+    assert "None of" in html
+    assert html.count("<svg") > 20
+    assert "http" not in html.replace("http-equiv", "")
+    table = cards.markdown([("before", before), ("after", after)])
+    assert f"| {card(after, 'probability').title} |" in table
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    curves = len(before.curves) + len(after.curves)
+    assert len(rows) == 4 + len(cards.names([("", before), ("", after)])) + curves
+
+    # the same from the command line, which writes nothing into the workspace
+    (tmp_path / "after.json").write_bytes(cards.dump(after))
+    files = [str(tmp_path / f"{name}.json") for name in ("before", "after")]
+    made = [tmp_path / "r.html", tmp_path / "r.md"]
+    assert run(["report", *files, "--html", str(made[0]), "--markdown", str(made[1])]) == 0
+    assert made[0].read_text(encoding="utf-8") == html
+    assert made[0].stat().st_mode & 0o777 == 0o600
+    capsys.readouterr()
+    assert run(["report", files[0], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [c["name"] for c in told["reports"][0]["cards"]] == [c.name for c in before.cards]
+    assert run(["report", *files, "--html", files[0]]) == 3
+    inside = str(taught.path / "report.json")
+    assert run(["probe", str(taught.path), "--subject", "gone", "--out", inside]) == 3
+    assert run(["probe", str(taught.path), "--subject", "gone"]) == 4
+    assert not (taught.path / "report.json").exists()
+
+
+def test_a_page_obeys_no_document() -> None:
+    evil = "<script>alert(1)</script> \u202e | `x` [a](b)"
+    document = Document(id="<b>x</b>", subject="<i>s</i>", license="CC0-1.0", text=evil + " tail")
+    values: dict[cards.Side, tuple[float, ...]] = {"now": (0.5, 0.7), "never had": (0.1, 0.2)}
+    report = Report(
+        toolkit="0",
+        made="now",
+        subject=document.subject,
+        model="m",
+        live=False,
+        texts=(document.id, "other"),
+        sides=("now", "never had"),
+        cards=(cards.compared("p", evil, evil, "weights", values),),
+        passages=(
+            cards.Passage(
+                id=document.id,
+                prompt=evil,
+                text=document.content,
+                spans={"now": ((0, 8), (4, 12), (30, 900))},
+                said={"now": evil},
+            ),
+        ),
+        notes=(evil,),
+    )
+    html = page.render([("now", report)])
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "\u202e" not in html
+    # overlapping spans are joined up, what runs past the end is cut
+    marks = re.findall("<mark>(.*?)</mark>", html, re.DOTALL)
+    assert marks[0] == "&lt;script&gt;"
+    assert marks[1] == "aler"
+    assert marks[2].endswith("tail")
+    assert page.render([("now", report)]) == html
+    table = cards.markdown([("now", report)])
+    assert "<script" not in table
+    assert "\\|" in table
+
+
+def test_verdicts_follow_from_values_alone() -> None:
+    def verdict(now: list[float], never: list[float] | None, base: list[float]) -> str:
+        sides: dict[cards.Side, list[float]] = {"now": now, "base": base}
+        if never is not None:
+            sides["never had"] = never
+        return cards.compared("n", "t", "a", "weights", sides).level
+
+    low = [0.1, 0.2, 0.15, 0.12]
+    high = [0.8, 0.9, 0.85, 0.95]
+    assert verdict(high, low, low) == "leaks"
+    assert verdict(low, low, high) == "same"  # never-had decides, not the base
+    assert verdict(low, high, low) == "less"
+    assert verdict([0.1, 0.3, 0.2, 0.0], low, low) == "level"
+    assert verdict(high, None, low) == "leaks"
+    assert verdict([0.9], [0.1], [0.1]) == "unclear"
+    assert cards.compared("n", "t", "a", "weights", {"now": high}).level == "unclear"
+    held = cards.counted("n", "t", "a", "store", {"now": [True, False]})
+    assert (held.level, held.sides["now"].n) == ("leaks", 2)
+    none = cards.counted("n", "t", "a", "store", {"now": [False] * 10})
+    assert none.level == "clean"
+    assert "28%" in none.verdict  # Wilson: 0 of 10
+
+
+def test_a_file_that_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        cards.load(tmp_path / "none.json")
+    (tmp_path / "other.json").write_text('{"schema_version": 2}')
+    with pytest.raises(InputError, match="schema version 1"):
+        cards.load(tmp_path / "other.json")
