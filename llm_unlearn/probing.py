@@ -207,7 +207,8 @@ def _membership(
 def _curve(
     name: str, side: Side, members: Any, others: Any, found: Any, *, blind: bool = False
 ) -> Curve:
-    points = tuple(zip(*(v.tolist() for v in roc(members, others)), strict=True))
+    false, true = roc(members, others)
+    points = tuple(zip(map(float, false), map(float, true), strict=True))
     return Curve(name=name, side=side, auc=cards.Value.of(found.auc), points=points, blind=blind)
 
 
