@@ -223,13 +223,13 @@ def _stored(
     ]
     search, answer = searching(workspace), answering(workspace)
     who = ", ".join(sorted(groups))
-    returned = chat.returned(search, wanted, groups).rank > 0
+    returned = (chat.returned(search, wanted, groups).rank > 0).tolist()
     replies = [answer(q, groups) for q in questions]
     pairs = list(zip(questions, wanted, strict=True))
-    cited = chat.cited(answer, pairs, groups).rank > 0
+    cited = (chat.cited(answer, pairs, groups).rank > 0).tolist()
     outsider = [f"nobody-{workspace.opened.vault.mark('id', 'outsider').hex()[:12]}"]
     crossed = [bool(search(w.text, outsider)) for w in wanted]
-    rows = [
+    rows: list[tuple[str, str, str, list[bool]]] = [
         ("returned", "Returned by search", f"A search with the text itself, as {who}.", returned),
         ("cited", "Cited in answers", f"A question about it, asked as {who}.", cited),
         (
@@ -248,9 +248,9 @@ def _stored(
     if deep:
         dumped = chat.dump_context(answer, pairs, groups)
         about = "Five prompts that ask for the context instead of an answer bring it out verbatim."
-        rows.append(("dumped", "Context dumped", about, dumped.worst > 0))
+        rows.append(("dumped", "Context dumped", about, (dumped.worst > 0).tolist()))
     return [
-        cards.counted(name, title, about, "store", {"now": [bool(h) for h in hits]})
+        cards.counted(name, title, about, "store", {"now": hits})
         for name, title, about, hits in rows
     ]
 
