@@ -17,6 +17,7 @@ from llm_unlearn.cli import (
     bench_training,
     benches,
     comparing,
+    copies,
     demos,
     desk,
     documents,
@@ -72,7 +73,7 @@ _DESK: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (desk.restore, (3, 4, 5, 6, 9)),
     (desk.review, (3, 4, 5, 6, 9)),
     (desk.receipt, (3, 4, 5, 6, 8, 9)),
-    (desk.copies, (3, 4, 5, 6, 9)),
+    (copies.copies, (3, 4, 5, 6, 9)),
     (takedowns.resume, (5, 6, 9)),
 )
 _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (

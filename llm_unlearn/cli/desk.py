@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llm_unlearn.cli import planview, render, takedowns
+from llm_unlearn.cli import planview, render
 from llm_unlearn.cli.failures import UsageError
 from llm_unlearn.cli.options import Keys, WorkspaceDir, open_workspace
+from llm_unlearn.cli.outcomes import outcome_json, tell_all
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import write_atomic
@@ -210,7 +211,7 @@ def run(
     with open_workspace(workspace, keys, write=True) as opened:
         with out.bar("retraining") as bar:
             outcomes = opened.desk.run(request or (), probe=probe, progress=bar.step)
-        takedowns.tell_all(out, opened, outcomes)
+        tell_all(out, opened, outcomes)
 
 
 def refuse(
@@ -295,7 +296,7 @@ def review(
         out.result(
             {
                 "kept": kept,
-                "removed": takedowns.outcome_json(opened, outcome) if outcome else None,
+                "removed": outcome_json(opened, outcome) if outcome else None,
                 "waiting": [
                     {"id": name, "subject": subject, "takedown": number}
                     for name, subject, number in waiting
@@ -356,68 +357,6 @@ def receipt(
             "proof": str(proof) if proof else None,
         },
         *render.verified(held, head),
-    )
-
-
-def copies(
-    out: Output,
-    workspace: WorkspaceDir,
-    add: Annotated[
-        str | None,
-        typer.Option("--add", metavar="KIND", help="Register a backup, recipient or cache."),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="TEXT", help="Where it is, or who has it.")
-    ] = None,
-    subject: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--subject", metavar="S", help="What it holds. Repeatable. Default: anything."
-        ),
-    ] = None,
-    sealed: Annotated[
-        bool, typer.Option("--sealed", help="It holds ciphertext of this workspace, and no keys.")
-    ] = False,
-    days: Annotated[
-        int, typer.Option("--days", metavar="N", help="Gone so many days after a takedown.")
-    ] = 30,
-    gone: Annotated[
-        int | None, typer.Option("--gone", metavar="NUMBER", help="This one is no longer there.")
-    ] = None,
-    keys: Keys = None,
-) -> None:
-    """Copies outside that takedowns list in their receipts: backups, recipients, caches.
-
-    Exported adapters are registered by `export` by themselves.
-    """
-    if (add is None) != (where is None) or (add is not None and gone is not None):
-        raise UsageError("Give --add with --where, or --gone, or neither to list.")
-    if add is not None and add not in ("backup", "recipient", "cache"):
-        raise UsageError("--add takes backup, recipient or cache.")
-    with open_workspace(workspace, keys, write=add is not None or gone is not None) as opened:
-        if add is not None and where is not None:
-            kind: Literal["backup", "recipient", "cache"] = add  # type: ignore[assignment]
-            opened.desk.register(kind, where, subjects=subject or (), sealed=sealed, days=days)
-        if gone is not None:
-            opened.desk.copy_gone(gone)
-        entries = opened.desk.copies()
-    out.result(
-        {"copies": [entry.model_dump(mode="json") for entry in entries]},
-        render.table(
-            "Copies outside",
-            ("number", "kind", "where", "holds", "gone within", "gone"),
-            [
-                (
-                    str(e.number),
-                    e.kind,
-                    e.where,
-                    ("ciphertext of " if e.sealed else "") + (", ".join(e.subjects) or "anything"),
-                    f"{e.days} days",
-                    e.gone or "no",
-                )
-                for e in entries
-            ],
-        ),
     )
 
 

@@ -15,8 +15,9 @@ import typer
 from llm_unlearn.cli import planview
 from llm_unlearn.cli.failures import UsageError
 from llm_unlearn.cli.options import DryRun, Keys, WorkspaceDir, open_workspace
+from llm_unlearn.cli.outcomes import outcome_json, refuse_waiting, tell, tell_all
 from llm_unlearn.cli.output import Output, words
-from llm_unlearn.errors import InputError, RecipeMismatch, UnlearnError
+from llm_unlearn.errors import InputError, UnlearnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -249,8 +250,8 @@ class _Run:
         value["plan"] = planview.as_json(self.plan) if self.plan else None
         value["states"] = self.states
         self.out.result(value)
-        _tell(self.out, self.opened, outcome)
-        _refuse_waiting([outcome])
+        tell(self.out, self.opened, outcome)
+        refuse_waiting([outcome])
 
     def confirm(self, plan: Plan) -> bool:
         question = f"Remove these {len(plan.removed)} documents for good?"
@@ -280,20 +281,6 @@ class _Run:
             self.early.append(line)  # lifted again if it cannot be planned
         else:
             self.out.say(line)
-
-
-def tell_all(out: Output, opened: Workspace, outcomes: Sequence[Outcome]) -> None:
-    """What became of several takedowns.
-
-    Raises:
-        RecipeMismatch: one waits with its retraining.
-    """
-    out.result({"takedowns": [outcome_json(opened, outcome) for outcome in outcomes]})
-    for outcome in outcomes:
-        _tell(out, opened, outcome)
-    if not outcomes:
-        out.show(words("No takedown waits to be finished."))
-    _refuse_waiting(outcomes)
 
 
 @dataclass
@@ -367,10 +354,10 @@ class _Many:
             }
         )
         for outcome in done.outcomes:
-            _tell(self.out, self.opened, outcome)
+            tell(self.out, self.opened, outcome)
         for name, why in done.nothing:
             self.out.show(words(f"{name}: {why}", "yellow"))
-        _refuse_waiting(done.outcomes)
+        refuse_waiting(done.outcomes)
 
 
 def _demands(
@@ -406,61 +393,3 @@ def _read_text(path: Path) -> str:
     if not text.strip():
         raise InputError(f"{path} is empty.", "Put the passage that is to be removed into it.")
     return text
-
-
-def outcome_json(opened: Workspace, outcome: Outcome) -> dict[str, object]:
-    """An outcome as plain values."""
-    return {
-        "number": outcome.number,
-        "id": outcome.id,
-        "state": outcome.state,
-        "already": outcome.already,
-        "waiting": outcome.waiting,
-        "receipt": str(outcome.receipt) if outcome.receipt else None,
-        "reference": outcome.reference,
-        "owed": list(outcome.owed),
-        "public_key": str(opened.public_key),
-        "verify": _verify_command(opened, outcome),
-    }
-
-
-def _verify_command(opened: Workspace, outcome: Outcome) -> str | None:
-    if outcome.receipt is None:
-        return None
-    receipt, log = str(outcome.receipt), str(outcome.receipt.parent)
-    command = ["llm-unlearn", "verify", receipt, "--key", str(opened.public_key), "--log", log]
-    if outcome.reference:
-        command += ["--request", outcome.reference]
-    return shlex.join(command)
-
-
-def _tell(out: Output, opened: Workspace, outcome: Outcome) -> None:
-    """The outcome for people; each value on a line of its own, to be copied."""
-    if outcome.already:
-        out.show(words("This request was carried out before; nothing was done again."))
-    if outcome.receipt is not None:
-        out.show(words(f"Receipt {int(outcome.receipt.stem)}:"), words(f"  {outcome.receipt}"))
-    if outcome.reference:
-        out.show(
-            words("For the claimant alone (it opens what the receipt keeps closed):"),
-            words(f"  {outcome.reference}"),
-        )
-    for label in outcome.owed:
-        out.show(words(f"Owed: {label} may hold the text. Destroy it wherever it is.", "yellow"))
-    command = _verify_command(opened, outcome)
-    if command:
-        out.show(words("Verify it with:"), words(f"  {command}"))
-
-
-def _refuse_waiting(outcomes: Sequence[Outcome]) -> None:
-    """Takedowns that cannot go on here end the command with an error, the fence standing.
-
-    Raises:
-        RecipeMismatch: at least one waits.
-    """
-    waiting = [outcome for outcome in outcomes if outcome.waiting]
-    if waiting:
-        raise RecipeMismatch(
-            f"Takedown {waiting[0].number} waits with its retraining; the text is fenced and "
-            f"deleted. {waiting[0].waiting}"
-        )
