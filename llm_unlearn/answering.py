@@ -24,13 +24,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llm_unlearn.config import AnsweringConfig
 from llm_unlearn.errors import AccessDenied, Damaged
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
-from llm_unlearn.models.experts import Combine, Stack, generate_mixed
+from llm_unlearn.models.experts import Mixture, generate_mixed
 from llm_unlearn.models.lora import AdapterHost
 from llm_unlearn.opened import Opened
 from llm_unlearn.retrieval.database import Database
@@ -81,16 +80,6 @@ class Choice:
     hits: tuple[Hit, ...] = ()
     experts: tuple[tuple[int, bytes, float], ...] = ()
     score: float = 0.0
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The adapters of some questions, stacked: see `experts.generate_mixed`."""
-
-    stacked: Stack
-    slots: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    combine: Combine
 
 
 @dataclass
@@ -219,7 +208,7 @@ class Answerer:
         if plain:
             host = self.host()
             prompts = [
-                _with_context(questions[i], choices[i].hits) if choices[i].hits else questions[i]
+                with_context(questions[i], choices[i].hits) if choices[i].hits else questions[i]
                 for i in plain
             ]
             with host.using(None):
@@ -285,6 +274,7 @@ def make_answerer(opened: Opened, config: AnsweringConfig) -> Answerer:
     )
 
 
-def _with_context(question: str, hits: Sequence[Hit]) -> str:
+def with_context(question: str, hits: Sequence[Hit]) -> str:
+    """The question with the passages that may answer it, as the model reads them."""
     passages = "\n".join(hit.text for hit in hits)
     return _CONTEXT.format(passages=passages, question=question)

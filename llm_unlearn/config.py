@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from llm_unlearn.config_placement import PlacementConfig, Real, Settings
+from llm_unlearn.config_serving import ServingConfig
 from llm_unlearn.config_source import Written, apply_override, explain, read_yaml
 from llm_unlearn.retrieval.settings import StoreSettings
 from llm_unlearn.separation import SeparationPolicy
@@ -315,6 +316,9 @@ class Config(Settings):
     )
     takedown: TakedownConfig = Field(
         default=TakedownConfig(), description="What counts as a copy of a demanded text."
+    )
+    serving: ServingConfig = Field(
+        default=ServingConfig(), description="What the server takes on at once."
     )
 
     @field_validator("version")

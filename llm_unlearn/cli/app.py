@@ -28,6 +28,7 @@ from llm_unlearn.cli import (
     planning,
     probing,
     receipts,
+    serving,
     shards,
     takedowns,
     workspaces,
@@ -57,6 +58,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (planning.plan, (4,)),
     (workspaces.status, (5, 6, 9)),
     (mcp.mcp, (5, 6, 9)),
+    (serving.serve, (5, 6, 9)),
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
 )
@@ -75,6 +77,11 @@ _DESK: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (desk.receipt, (3, 4, 5, 6, 8, 9)),
     (copies.copies, (3, 4, 5, 6, 9)),
     (takedowns.resume, (5, 6, 9)),
+)
+_ACCESS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
+    (serving.add, (3, 5, 6, 9)),
+    (serving.list_, (5, 6)),
+    (serving.revoke, (4, 5, 6, 9)),
 )
 _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.store, (3, 4, 9)),
@@ -106,6 +113,9 @@ def _app() -> typer.Typer:
     steps = _group("Remove text, at one go or step by step.", _DESK)
     steps.callback()(lambda: None)
     app.add_typer(steps, name="takedown", cls=OneStep)
+    access = _group("API keys of the server: who may do what, and see which documents.", _ACCESS)
+    access.callback()(lambda: None)
+    app.add_typer(access, name="access")
     return app
 
 

@@ -47,6 +47,16 @@ class Stack:
         return sum(a.nbytes + b.nbytes for a, b in self.weights.values())
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The adapters of B prompts: slots (K, B) in the stack, weights (K, B), and how they combine."""
+
+    stacked: Stack
+    slots: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    combine: Combine
+
+
 def stack(host: AdapterHost, adapters: Sequence[AdapterState]) -> Stack:
     """Put adapters side by side.
 

@@ -47,6 +47,10 @@ COMMANDS = (
     "bench forget",
     "bench takedown",
     "mcp",
+    "serve",
+    "access add",
+    "access list",
+    "access revoke",
     "audit",
 )
 HEAVY = {

@@ -1,0 +1,152 @@
+"""From a request to where its answer comes from and what the model reads.
+
+    workspace   as the config says: passages, adapters, or neither, like `Workspace.ask`
+    route       the same, with one adapter, that of the nearest training documents
+    ensemble    the same, with all adapters that the caller may reach, averaged
+    base        the base model alone: no passage, no adapter
+    shard-N     adapter N alone
+
+Guarantees: groups apply before the search and to adapters; `choose` is a pure function of the question,
+the groups and the live workspace, so that asking it again tells whether an answer still stands.
+The last message of the user is the question; what came before it is read, not searched for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_unlearn.answering import Answerer, Choice, make_answerer, with_context
+from llm_unlearn.documents import Message
+from llm_unlearn.errors import AccessDenied, InputError, NotFound
+from llm_unlearn.models.chat import render
+from llm_unlearn.models.sampling import Allowed
+from llm_unlearn.retrieval.embedding import Floats, encode
+from llm_unlearn.routing import permitted
+
+if TYPE_CHECKING:
+    from llm_unlearn.opened import Opened
+
+WHOLE: Final = ("workspace", "route", "ensemble")
+_SHARD = re.compile(r"shard-(\d{1,4})")
+_BASE = Choice("base")
+Mixtures = Mapping[str, Answerer]
+
+
+def answerers(opened: Opened) -> dict[str, Answerer]:
+    """One answerer for each way to aggregate; they share the adapters in memory."""
+    own = make_answerer(opened, opened.config.answering)
+    ways = {"workspace": own}
+    for way in ("route", "ensemble"):
+        config = own.config.model_copy(update={"aggregation": way})
+        ways[way] = dataclasses.replace(own, config=config, _standing=None)
+    return ways
+
+
+def models(opened: Opened, answerer: Answerer, groups: Sequence[str]) -> list[str]:
+    """The names that these groups may ask for."""
+    now = answerer.stand()
+    default = opened.config.retrieval.default_group
+    shards = permitted(now, answerer.required_groups(), groups, default)
+    whole = list(WHOLE) if groups else []
+    return [*whole, "base", *(f"shard-{shard}" for shard in sorted(shards))]
+
+
+@dataclass
+class Ask:
+    """One answer that is wanted.
+
+    Args:
+        model: one of the names above.
+        messages: the conversation.
+        raw: instead of it, a prompt that is continued as it is: text or token ids.
+        constrain: from the choice, which tokens may follow the ones so far; None for any.
+    """
+
+    ways: Mixtures
+    model: str
+    groups: frozenset[str]
+    messages: Sequence[Message] = ()
+    raw: str | tuple[int, ...] | None = None
+    constrain: Callable[[Choice], Callable[[Sequence[int]], Allowed] | None] | None = None
+    _vector: Floats | None = field(default=None, repr=False)
+
+    @property
+    def answerer(self) -> Answerer:
+        """Who chooses the sources and mixes the adapters."""
+        return self.ways.get(self.model, self.ways["workspace"])
+
+    @property
+    def question(self) -> str:
+        """The last words of the user."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    def choose(self) -> Choice:
+        """Where the answer comes from, as the workspace stands.
+
+        Raises:
+            NotFound: no such model.
+            AccessDenied: no group, where one is needed.
+        """
+        if self.model == "base":
+            return _BASE
+        answerer = self.answerer
+        if self.model in WHOLE and self.raw is None:
+            if not self.groups:
+                raise AccessDenied(
+                    "This API key has no groups, so nothing may be seen.",
+                    "Ask model 'base', or have a key made with groups.",
+                )
+            if self._vector is None:
+                self._vector = encode(answerer.store.embedder, [self.question])[0]
+            return answerer.choose([self.question], [self._vector], self.groups)[0]
+        now = answerer.stand()
+        default = answerer.default_group
+        shards = permitted(now, answerer.required_groups(), self.groups, default)
+        named = _SHARD.fullmatch(self.model)
+        if named and int(named[1]) in shards:
+            shard = int(named[1])
+            if answerer.named(self.question):  # a removed subject reaches no adapter
+                return Choice("declined")
+            return Choice("adapter", experts=((shard, now.serving[shard], 1.0),))
+        if self.model == "ensemble" and shards:
+            order = sorted(shards)
+            experts = tuple((s, now.serving[s], 1 / len(order)) for s in order)
+            return Choice("adapter", experts=experts)
+        # the same words whether there is none or none for this caller
+        raise NotFound(f"There is no model {self.model!r} here.", "List them at /v1/models.")
+
+    def prompt(self, choice: Choice) -> list[int]:
+        """The token ids that the model reads."""
+        tokenizer = self.answerer.host().base.tokenizer
+        if self.raw is not None:
+            return encoded(tokenizer, self.raw)
+        messages = list(self.messages)
+        if choice.hits:
+            last = max(i for i, m in enumerate(messages) if m.role == "user")
+            words = with_context(messages[last].content, choice.hits)
+            messages[last] = Message(role="user", content=words)
+        text = render(tokenizer, messages, prompt=True)
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def allowed(self, choice: Choice) -> Callable[[Sequence[int]], Allowed] | None:
+        """Which tokens may follow the ones so far."""
+        return None if self.constrain is None else self.constrain(choice)
+
+
+def encoded(tokenizer: Any, raw: str | tuple[int, ...]) -> list[int]:
+    """A raw prompt as token ids.
+
+    Raises:
+        InputError: an id that the model does not have.
+    """
+    if isinstance(raw, str):
+        ids: list[int] = tokenizer(raw, add_special_tokens=False)["input_ids"]
+        return ids
+    if any(not 0 <= token < len(tokenizer) for token in raw):
+        raise InputError(f"A token id is not among the model's {len(tokenizer)}.")
+    return list(raw)

@@ -1,0 +1,134 @@
+"""What the routes share: the workspace opened for reading and for writing, the engine, the keys.
+
+Two connections to one workspace: answers read through one while documents and takedowns are written
+through the other, so that a long write makes no answer wait. One thing is written at a time
+(`WorkspaceLocked`, 409, for the second).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from llm_unlearn.answering import Answerer
+from llm_unlearn.errors import AccessDenied
+from llm_unlearn.serve.access import AccessKeys, Key, Role
+from llm_unlearn.serve.asking import answerers
+from llm_unlearn.serve.engine import Engine, TooLate
+from llm_unlearn.serve.metrics import Metrics
+from llm_unlearn.serve.watch import Watch
+from llm_unlearn.workspace import Workspace
+
+T = TypeVar("T")
+
+
+class Backend:
+    """One served workspace.
+
+    Args:
+        keys: where the workspace's own keys are now.
+    """
+
+    def __init__(self, path: Path, keys: Path | None = None) -> None:
+        self.path, self.keys = path.absolute(), keys
+        self.reader = Workspace.open(path, keys=keys)
+        models = self.reader.opened.models
+        self.writer = Workspace.open(path, keys=keys, models=models)
+        self.config = self.reader.config.serving
+        self.access = AccessKeys(self.path)
+        self.metrics = Metrics()
+        self._watch = Watch(self.path / "workspace.db")
+        self.engine = Engine(lambda: models.host, self._watch, self.config)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
+        self._ways: dict[str, Answerer] | None = None
+
+    @property
+    def ways(self) -> dict[str, Answerer]:
+        """An answerer for each way to answer; the first call loads the embedder."""
+        if self._ways is None:
+            self._ways = answerers(self.reader.opened)
+        return self._ways
+
+    def start(self) -> None:
+        """Begin to answer; loads the models in the model's thread."""
+
+        def warm() -> None:
+            self.reader.opened.models.host  # noqa: B018 - loads it
+            self.ways["workspace"].stand()
+
+        self.engine.call(warm)
+        self.engine.start()
+
+    def close(self) -> None:
+        """End everything."""
+        self.engine.stop()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._watch.close()
+        self.writer.close()
+        self.reader.close()
+
+    async def apart(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
+        """Do something that blocks, outside the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, functools.partial(work, *given, **more))
+
+    async def modelled(self, work: Callable[[], T]) -> T:
+        """Do something with the model, in the model's thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def give(result: T) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        def fail(error: Exception) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # carried to whoever asked
+                loop.call_soon_threadsafe(fail, error)
+            else:
+                loop.call_soon_threadsafe(give, result)
+
+        self.engine.call(run)
+        try:
+            return await asyncio.wait_for(future, self.config.answer_seconds)
+        except TimeoutError:
+            raise TooLate("The model had no time for this.", "Ask again later.") from None
+
+
+def backend(request: Request) -> Backend:
+    """The backend of a request."""
+    found: Backend = request.app.state.backend
+    return found
+
+
+def caller(request: Request) -> Key:
+    """The key that a request came with; the gate has checked it."""
+    key: Key | None = request.scope.get("state", {}).get("key")
+    if key is None:
+        raise AccessDenied("No API key came with this request.")
+    return key
+
+
+def may(*roles: Role) -> Callable[[Request], Key]:
+    """A dependency: the caller's key, if its role is one of these."""
+
+    def check(request: Request) -> Key:
+        key = caller(request)
+        if key.role not in roles:
+            raise AccessDenied(
+                f"A key with the role {key.role} may not do this.", f"It needs: {', '.join(roles)}."
+            )
+        return key
+
+    return check

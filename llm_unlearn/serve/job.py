@@ -1,0 +1,158 @@
+"""One answer under way: between the thread that makes it and the connection that takes it.
+
+    waiting --> decoding --> finished
+       ^            |            |         a change that touches its sources, nothing taken yet
+       +------------+------------+
+                    |            |         the same, but words were taken: it ends, saying why
+                    +--> ended <-+
+
+Guarantees: `take` gives nothing while a commit to the workspace is newer than the last look at this
+answer's sources; what was made before a takedown and not yet taken is thrown away with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm_unlearn.answering import Choice
+from llm_unlearn.errors import UnlearnError
+from llm_unlearn.models.sampling import Allowed, Drawn, Sampler
+from llm_unlearn.serve.asking import Ask
+from llm_unlearn.serve.speech import Speech
+
+Finish = Literal["stop", "length", "takedown", "guard"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some words of the answer and the tokens they end with; at last why it ended."""
+
+    text: str
+    tokens: tuple[Drawn, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """One answer.
+
+    Args:
+        wake: called from the model's thread when there is something to take.
+        seconds: until it is given up.
+    """
+
+    ask: Ask
+    sampler: Callable[[], Sampler]  # a new one each time, so that what is made again draws the same
+    most: int
+    stops: Sequence[str] = ()
+    wake: Callable[[], None] = lambda: None
+    seconds: float = 120.0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    began: float = field(default_factory=time.monotonic)
+    # kept by the engine
+    choice: Choice | None = None
+    speech: Speech | None = None
+    drawing: Sampler | None = None
+    constraint: Callable[[Sequence[int]], Allowed] | None = None
+    read: int = 0  # tokens of the prompt
+    made: int = 0  # tokens of the answer
+    pending: list[Piece] = field(default_factory=list)
+    failure: UnlearnError | None = None
+    done: bool = False
+    sent: bool = False
+    gone: bool = False
+    redone: int = 0
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() - self.began > self.seconds
+
+    def put(self, piece: Piece) -> None:
+        """Add words; with a finish it is done."""
+        with self.lock:
+            if self.done:
+                return
+            if piece.text or piece.tokens or piece.finish:
+                self.pending.append(piece)
+            self.done = piece.finish is not None
+        self.wake()
+
+    def fail(self, failure: UnlearnError) -> None:
+        """End it with an error; what was not taken is thrown away."""
+        with self.lock:
+            self.failure, self.done = failure, True
+            self.pending.clear()
+        self.wake()
+
+    def revoke(self) -> bool:
+        """Its sources changed: forget what was not taken. True if it is to be made again."""
+        with self.lock:
+            self.pending.clear()
+            self.choice = self.speech = self.drawing = self.constraint = None
+            if self.sent:
+                self.pending.append(Piece("", (), "takedown"))
+                self.done = True
+            else:
+                self.done, self.failure = False, None
+                self.redone += 1
+            again = not self.sent
+        self.wake()
+        return again
+
+
+class Mailbox:
+    """How a coroutine takes a job's pieces.
+
+    Args:
+        fresh: whether the engine has looked at the sources since the last commit; asked under the
+            job's lock, right before words leave.
+        poke: asks the engine to look.
+    """
+
+    def __init__(self, job: Job, fresh: Callable[[], bool], poke: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        event = asyncio.Event()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(event.set)
+            except RuntimeError:
+                return  # the loop has ended, and nobody takes any more
+
+        self._event, self._fresh, self._poke = event, fresh, poke
+        self.job = job
+        job.wake = wake
+
+    def _take(self, *, whole: bool) -> list[Piece] | None:
+        job = self.job
+        with job.lock:
+            if not (job.done if whole else job.done or job.pending):
+                return None
+            if not self._fresh():
+                self._poke()
+                return None
+            if job.failure is not None:
+                raise job.failure
+            pieces, job.pending = job.pending, []
+            if not whole:
+                job.sent = True
+            return pieces
+
+    async def take(self, *, whole: bool = False) -> list[Piece]:
+        """What is there, once something is; with `whole` only once all of it is.
+
+        Raises:
+            UnlearnError: there is no answer.
+        """
+        while True:
+            self._event.clear()
+            pieces = self._take(whole=whole)
+            if pieces is not None:
+                return pieces
+            await self._event.wait()
