@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python
 VENV   := .venv
 BIN    := $(VENV)/bin
 # the editable install links single files, so it is renewed when a file comes or goes
-SOURCES := $(sort $(shell find llm_unlearn retrieval eval -name '*.py' -o -name '*.j2' -o -name '*.jsonl' -o -name '*.yaml'))
+SOURCES := $(sort $(shell find llm_unlearn retrieval eval -name '*.py' -o -name '*.j2' -o -name '*.jsonl' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name '*.yaml'))
 
 .PHONY: setup demo test lint types tests soak clean FORCE
 

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from llm_unlearn.config_guard import GuardConfig
 from llm_unlearn.config_placement import PlacementConfig, Real, Settings
 from llm_unlearn.config_serving import ServingConfig
 from llm_unlearn.config_source import Written, apply_override, explain, read_yaml
@@ -319,6 +320,9 @@ class Config(Settings):
     )
     serving: ServingConfig = Field(
         default=ServingConfig(), description="What the server takes on at once."
+    )
+    guard: GuardConfig = Field(
+        default=GuardConfig(), description="What the server's answers may repeat and be told."
     )
 
     @field_validator("version")

@@ -91,6 +91,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.answer, (9,)),
     (benches.forget, (3, 9)),
     (benches.takedown, (3, 4, 9)),
+    (serving.bench_serve, (9,)),
     (benches.probe, (3, 9)),
 )
 
@@ -134,7 +135,8 @@ def _group(
         # paragraphs on one line each: rich keeps line breaks inside them
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         help_text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
-        name = function.__name__.rstrip("_")  # `import` is no name for a function
+        # `import` is no name for a function, and `serve` is taken twice
+        name = function.__name__.rstrip("_").removeprefix("bench_")
         app.command(name, help=help_text, epilog=epilog(codes))(_wrap(function))
     return app
 

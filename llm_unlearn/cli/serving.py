@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,6 +28,14 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", "-p", metavar="N", min=0, max=65535, help="On which port.")
     ] = 8000,
+    webhook: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--webhook",
+            metavar="URL",
+            help="Told every state of a takedown, signed with $LLM_UNLEARN_WEBHOOK_SECRET. Repeatable.",
+        ),
+    ] = None,
     keys: Keys = None,
 ) -> None:
     """Serve a workspace over HTTP: an OpenAI-compatible chat with citations, and its operations.
@@ -41,7 +51,8 @@ def serve(
     now = datetime.now(UTC)
     if not any(key.live(now) for key in _keys(workspace).all()):
         out.say(f"No API key opens anything yet: llm-unlearn access add {workspace} NAME")
-    start(workspace, keys, host, port)
+    secret = os.environ.get("LLM_UNLEARN_WEBHOOK_SECRET", "")
+    start(workspace, keys, host, port, webhook or (), secret)
 
 
 def add(
@@ -90,6 +101,46 @@ def revoke(
     """End an API key; from the next request on it opens nothing."""
     key = _keys(workspace).revoke(which)
     out.result(_json(key), words(f"{key.name} ({key.id}) opens nothing any more."))
+
+
+def bench_serve(
+    out: Output,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Who ask at once.")] = 8,
+    each: Annotated[int, typer.Option("--each", min=1, help="Questions of each in a round.")] = 2,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 48,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each side.")] = 3,
+) -> None:
+    """Measure the server beside a plain loop of transformers and FAISS: answers a second, first words."""
+    try:
+        from llm_unlearn.serve import bench
+    except ModuleNotFoundError as missing:
+        raise EnvironmentFailure(
+            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
+        ) from missing
+
+    found = bench.run(clients=clients, each=each, tokens=tokens, rounds=rounds, begun=out.say)
+
+    def of(spread: tuple[float, float, float]) -> str:
+        return "{:.2f} ({:.2f} to {:.2f})".format(*spread)
+
+    ratio = found.ratio(clients)
+    out.result({**asdict(found), "ratio": ratio})
+    columns = ("side", "clients", "answers", "tokens/s", "answers/s", "first token, s")
+    rows = [
+        (
+            side.name,
+            str(side.clients),
+            str(side.answers),
+            of(side.tokens_per_second),
+            of(side.answers_per_second),
+            of(side.first_token),
+        )
+        for side in found.sides
+    ]
+    out.show(
+        render.table(f"{found.model}, {found.documents} documents", columns, rows),
+        words(f"Tokens a second with {clients} clients: {ratio:.2f} times the loop's."),
+    )
 
 
 def _keys(workspace: Path) -> AccessKeys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from llm_unlearn.serve import chat, completions, failures, operations
+from llm_unlearn.serve import (
+    chat,
+    completions,
+    console,
+    documents,
+    failures,
+    operations,
+    takedowns,
+)
 from llm_unlearn.serve.backend import Backend
 from llm_unlearn.serve.gate import PUBLIC, Gate
 
@@ -26,7 +35,9 @@ def make_app(server: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await server.apart(server.start)
+        telling = asyncio.ensure_future(server.webhooks.run())
         yield
+        telling.cancel()
         server.engine.stop()
 
     app = FastAPI(
@@ -40,8 +51,8 @@ def make_app(server: Backend) -> FastAPI:
     )
     app.state.backend = server
     failures.install(app)
-    for router in (chat.router, completions.router, operations.router):
-        app.include_router(router)
+    for part in (chat, completions, documents, takedowns, operations, console):
+        app.include_router(part.router)
     app.add_middleware(Gate, access=server.access, config=server.config, metrics=server.metrics)
 
     def openapi() -> dict[str, Any]:
@@ -67,4 +78,17 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = [{"key": []}]
     for name in ("HTTPValidationError", "ValidationError"):
         parts["schemas"].pop(name, None)
-    return made
+    described: dict[str, Any] = _portable(made)
+    return described
+
+
+def _portable(part: Any) -> Any:
+    """Patterns as every reader of JSON schemas knows them: Unicode classes are not among those."""
+    if isinstance(part, dict):
+        return {
+            name: value.replace(r"\P{Cc}", r"[^\u0000-\u001f\u007f-\u009f]")
+            if name == "pattern" and isinstance(value, str)
+            else _portable(value)
+            for name, value in part.items()
+        }
+    return [_portable(item) for item in part] if isinstance(part, list) else part

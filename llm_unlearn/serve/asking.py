@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +23,9 @@ from llm_unlearn.answering import Answerer, Choice, make_answerer, with_context
 from llm_unlearn.documents import Message
 from llm_unlearn.errors import AccessDenied, InputError, NotFound
 from llm_unlearn.models.chat import render
-from llm_unlearn.models.sampling import Allowed
 from llm_unlearn.retrieval.embedding import Floats, encode
 from llm_unlearn.routing import permitted
+from llm_unlearn.serve.guarding import Guarding, Watch
 
 if TYPE_CHECKING:
     from llm_unlearn.opened import Opened
@@ -63,7 +63,7 @@ class Ask:
         model: one of the names above.
         messages: the conversation.
         raw: instead of it, a prompt that is continued as it is: text or token ids.
-        constrain: from the choice, which tokens may follow the ones so far; None for any.
+        guarding: what is guarded; None for nothing.
     """
 
     ways: Mixtures
@@ -71,7 +71,7 @@ class Ask:
     groups: frozenset[str]
     messages: Sequence[Message] = ()
     raw: str | tuple[int, ...] | None = None
-    constrain: Callable[[Choice], Callable[[Sequence[int]], Allowed] | None] | None = None
+    guarding: Guarding | None = None
     _vector: Floats | None = field(default=None, repr=False)
 
     @property
@@ -91,6 +91,8 @@ class Ask:
             NotFound: no such model.
             AccessDenied: no group, where one is needed.
         """
+        if self.guarding is not None and self.messages and self.guarding.refuses(self.messages):
+            return Choice("declined")
         if self.model == "base":
             return _BASE
         answerer = self.answerer
@@ -102,7 +104,12 @@ class Ask:
                 )
             if self._vector is None:
                 self._vector = encode(answerer.store.embedder, [self.question])[0]
-            return answerer.choose([self.question], [self._vector], self.groups)[0]
+            choice = answerer.choose([self.question], [self._vector], self.groups)[0]
+            # a removed subject that came up earlier in the conversation reaches no adapter either
+            earlier = "\n".join(m.content for m in self.messages[:-1])
+            if choice.experts and earlier and answerer.named(earlier):
+                return Choice("declined")
+            return choice
         now = answerer.stand()
         default = answerer.default_group
         shards = permitted(now, answerer.required_groups(), self.groups, default)
@@ -124,18 +131,23 @@ class Ask:
         tokenizer = self.answerer.host().base.tokenizer
         if self.raw is not None:
             return encoded(tokenizer, self.raw)
-        messages = list(self.messages)
-        if choice.hits:
+        messages, hits = list(self.messages), list(choice.hits)
+        if self.guarding is not None:
+            messages = self.guarding.messages(tokenizer, messages)
+            hits = self.guarding.passages(tokenizer, hits)
+        if hits:
             last = max(i for i, m in enumerate(messages) if m.role == "user")
-            words = with_context(messages[last].content, choice.hits)
+            words = with_context(messages[last].content, hits)
             messages[last] = Message(role="user", content=words)
         text = render(tokenizer, messages, prompt=True)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def allowed(self, choice: Choice) -> Callable[[Sequence[int]], Allowed] | None:
-        """Which tokens may follow the ones so far."""
-        return None if self.constrain is None else self.constrain(choice)
+    def watch(self, choice: Choice) -> Watch:
+        """What is asked of its words as they come."""
+        if self.guarding is None or self.raw is not None:
+            return Watch()
+        return self.guarding.watch(choice, self._vector, self.groups)
 
 
 def encoded(tokenizer: Any, raw: str | tuple[int, ...]) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,11 @@ from llm_unlearn.errors import AccessDenied
 from llm_unlearn.serve.access import AccessKeys, Key, Role
 from llm_unlearn.serve.asking import answerers
 from llm_unlearn.serve.engine import Engine, TooLate
+from llm_unlearn.serve.guarding import Guarding
 from llm_unlearn.serve.metrics import Metrics
+from llm_unlearn.serve.runs import Runs
 from llm_unlearn.serve.watch import Watch
+from llm_unlearn.serve.webhooks import State, Webhooks
 from llm_unlearn.workspace import Workspace
 
 T = TypeVar("T")
@@ -33,9 +36,16 @@ class Backend:
 
     Args:
         keys: where the workspace's own keys are now.
+        webhooks: URLs that are told every state of a takedown, signed with `secret`.
     """
 
-    def __init__(self, path: Path, keys: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keys: Path | None = None,
+        webhooks: Sequence[str] = (),
+        secret: str = "",
+    ) -> None:
         self.path, self.keys = path.absolute(), keys
         self.reader = Workspace.open(path, keys=keys)
         models = self.reader.opened.models
@@ -46,6 +56,9 @@ class Backend:
         self._watch = Watch(self.path / "workspace.db")
         self.engine = Engine(lambda: models.host, self._watch, self.config)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
+        self.runs = Runs(self.path, keys)
+        self.webhooks = Webhooks(self.path, webhooks, secret, self._states)
+        self.guarding = Guarding(self.reader.opened, self.reader.config.guard)
         self._ways: dict[str, Answerer] | None = None
 
     @property
@@ -72,6 +85,10 @@ class Backend:
         self._watch.close()
         self.writer.close()
         self.reader.close()
+
+    def _states(self) -> list[State]:
+        """Takedowns as webhooks tell them."""
+        return [State(row.number, row.state, row.receipt) for row in self.reader.desk.all()]
 
     async def apart(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
         """Do something that blocks, outside the event loop."""

@@ -72,7 +72,13 @@ def _job(server: Backend, body: ChatRequest, key: Key) -> Job:
     most = body.max_completion_tokens or body.max_tokens or config.answering.max_new_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return Job(
-        Ask(server.ways, body.model, frozenset(key.groups), messages),
+        Ask(
+            server.ways,
+            body.model,
+            frozenset(key.groups),
+            messages,
+            guarding=server.guarding,
+        ),
         lambda: Sampler(body.temperature or 0.0, body.top_p or 1.0, body.seed, logprobs),
         min(most, config.serving.max_new_tokens),
         body.stops,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("llm_unlearn.serve")
 _IDLE = 0.5
+_LOOK = 4  # tokens between two looks of the guard at the words so far
 
 
 class Busy(EnvironmentFailure):
@@ -284,7 +285,7 @@ class Engine:
                 job.put(Piece(job.ask.answerer.config.decline_message, (), "stop"))
                 return None
             ids = job.ask.prompt(choice)
-            job.constraint = job.ask.allowed(choice)
+            job.watch = job.ask.watch(choice)
             base = self._host().base
             most = getattr(base.model.config, "max_position_embeddings", None)
             if not ids:
@@ -353,7 +354,7 @@ class Engine:
             speech, sampler = job.speech, job.drawing
             if speech is None or sampler is None:
                 continue
-            allowed = None if job.constraint is None else job.constraint(speech.ids)
+            allowed = job.watch.constraint(self._host().base.tokenizer, speech.ids)
             if sampler.plain and (allowed is None or allowed(best)):
                 drawn = Drawn(best)
             else:
@@ -366,7 +367,10 @@ class Engine:
                 continue
             told = (drawn,) if sampler.logprobs is not None else ()
             new = speech.add(drawn.token)
-            if speech.stopped:
+            ends = job.watch.ends
+            if ends is not None and job.made % _LOOK == 0 and ends(speech.whole):
+                job.put(Piece("", (), "guard"))
+            elif speech.stopped:
                 job.put(Piece(new, told, "stop"))
             elif job.made >= job.most:
                 job.put(Piece(new + speech.close(), told, "length"))

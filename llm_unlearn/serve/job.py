@@ -21,8 +21,9 @@ from typing import Literal
 
 from llm_unlearn.answering import Choice
 from llm_unlearn.errors import UnlearnError
-from llm_unlearn.models.sampling import Allowed, Drawn, Sampler
+from llm_unlearn.models.sampling import Drawn, Sampler
 from llm_unlearn.serve.asking import Ask
+from llm_unlearn.serve.guarding import Watch
 from llm_unlearn.serve.speech import Speech
 
 Finish = Literal["stop", "length", "takedown", "guard"]
@@ -58,7 +59,7 @@ class Job:
     choice: Choice | None = None
     speech: Speech | None = None
     drawing: Sampler | None = None
-    constraint: Callable[[Sequence[int]], Allowed] | None = None
+    watch: Watch = field(default_factory=Watch)
     read: int = 0  # tokens of the prompt
     made: int = 0  # tokens of the answer
     pending: list[Piece] = field(default_factory=list)
@@ -94,7 +95,7 @@ class Job:
         """Its sources changed: forget what was not taken. True if it is to be made again."""
         with self.lock:
             self.pending.clear()
-            self.choice = self.speech = self.drawing = self.constraint = None
+            self.choice = self.speech = self.drawing = None
             if self.sent:
                 self.pending.append(Piece("", (), "takedown"))
                 self.done = True

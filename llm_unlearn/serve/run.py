@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,12 @@ def _wordless(record: logging.LogRecord) -> Any:
     return True
 
 
-def start(path: Path, keys: Path | None, host: str, port: int) -> None:
+def start(
+    path: Path, keys: Path | None, host: str, port: int, webhooks: Sequence[str], secret: str
+) -> None:
     """Open a workspace and serve it until told to stop."""
     _logs()
-    server = Backend(path, keys)
+    server = Backend(path, keys, webhooks, secret)
     try:
         make_server(server, host, port).run()
     finally:

@@ -46,6 +46,7 @@ COMMANDS = (
     "bench answer",
     "bench forget",
     "bench takedown",
+    "bench serve",
     "mcp",
     "serve",
     "access add",

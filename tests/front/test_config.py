@@ -134,7 +134,7 @@ BAD_FILES = [
     (
         "zzz: 1\n",
         "line 1: zzz = 1: unknown key. Known here are version, model, embedder, separation, "
-        "retrieval, training, answering, takedown, serving.",
+        "retrieval, training, answering, takedown, serving, guard.",
     ),
     (
         "training:\n  batch_size: 2.5\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,18 +32,29 @@ def fresh(
     """Start a server on a copy of the workspace; all are stopped at the end."""
     running: list[Served] = []
 
-    def make(*, process: bool = False, **serving: object) -> Served:
+    def make(
+        *,
+        process: bool = False,
+        webhooks: Sequence[str] = (),
+        secret: str = "",
+        guard: dict[str, object] | None = None,
+        **serving: object,
+    ) -> Served:
         folder = tmp_path_factory.mktemp("served")
         shutil.copytree(prepared, folder / "ws")
         shutil.copytree(prepared.parent / "ws-keys", folder / "ws-keys")
         with sqlite3.connect(folder / "ws" / "workspace.db") as database:
             home = str(folder / "ws-keys").encode()
             database.execute("UPDATE meta SET value = ? WHERE name = 'keys'", (home,))
-        if serving:
+        if serving or guard:
             config = load_config(folder / "ws" / "config.yaml").model_dump()
             config["serving"] |= serving
+            config["guard"] |= guard or {}
             (folder / "ws" / "config.yaml").write_text(dump_config(Config.model_validate(config)))
-        running.append((start if process else start_thread)(folder / "ws"))
+        if process:
+            running.append(start(folder / "ws"))
+        else:
+            running.append(start_thread(folder / "ws", webhooks, secret))
         return running[-1]
 
     yield make

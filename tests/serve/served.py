@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Served:
             api_key=key,
             max_retries=retries,
             timeout=60,
-            http_client=self._client(),
+            http_client=self.client(),
         )
 
     def http(self, role: Role | None = "reader", *groups: str) -> httpx.Client:
@@ -69,9 +70,9 @@ class Served:
         if role is not None:
             given = groups or (() if role == "auditor" else ("staff",))
             headers = {"authorization": f"Bearer {self.key(role, *given)}"}
-        return self._client(base_url=self.url, headers=headers)
+        return self.client(base_url=self.url, headers=headers)
 
-    def _client(self, **given: Any) -> httpx.Client:
+    def client(self, **given: Any) -> httpx.Client:
         client = httpx.Client(trust_env=False, timeout=60, **given)
         self.clients.append(client)
         return client
@@ -86,6 +87,9 @@ class Served:
             self.process.kill()
             self.process.wait()
         if self.server is not None and self.thread is not None and self.backend is not None:
+            end = time.monotonic() + 60
+            while self.backend.runs.running and time.monotonic() < end:
+                time.sleep(0.05)
             self.server.should_exit = True
             self.thread.join(60)
             assert not self.thread.is_alive()
@@ -120,9 +124,9 @@ def _port() -> int:
         return port
 
 
-def start_thread(path: Path) -> Served:
+def start_thread(path: Path, webhooks: Sequence[str] = (), secret: str = "") -> Served:
     """Start a server in a thread: quick, since everything is imported already."""
-    backend, port = Backend(path), _port()
+    backend, port = Backend(path, None, webhooks, secret), _port()
     server = make_server(backend, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -57,7 +57,7 @@ def _read(served: Served, model: str, question: str) -> tuple[Reading, threading
 def _submit(served: Served, subject: str) -> float:
     """From another process's point of view: submitted, and the moment of the acknowledgement."""
     with Workspace.open(served.path) as other:
-        (told,) = other.desk.submit([Request.internal(subject=subject)])
+        ((told,), _) = other.desk.submit([Request.internal(subject=subject)])
         assert told.fenced
         return time.monotonic()
 

@@ -1,0 +1,207 @@
+"""A thousand connections and takedowns under way: nothing breaks, nothing leaks, nothing removed is told.
+
+Short in the gate; with SOAK set ten minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+from served import Served
+
+SECONDS = 600.0 if os.environ.get("SOAK") else 5.0
+CONNECTIONS = 1000
+_LATE = 0.5  # what was on its way when the acknowledgement came
+
+
+@dataclass
+class Load:
+    """One load, its clients and what they saw."""
+
+    port: int
+    key: str
+    operator: str
+    end: float
+    statuses: Counter[int] = field(default_factory=Counter)
+    removed: dict[str, float] = field(
+        default_factory=dict
+    )  # words, and when they were acknowledged
+    told_late: list[str] = field(default_factory=list)
+    cited: Counter[str] = field(default_factory=Counter)
+    ended: int = 0
+    answers: int = 0
+
+    @property
+    def on(self) -> bool:
+        return time.monotonic() < self.end
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    def head(self, method: str, path: str, length: int, key: str | None = None) -> bytes:
+        return (
+            f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or self.key}\r\n"
+            f"content-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        ).encode()
+
+    def look(self, data: bytes, moment: float) -> None:
+        """Every byte that comes is looked through for what was removed before it came."""
+        text = data.decode("utf-8", "replace")
+        for words, acknowledged in self.removed.items():
+            if moment > acknowledged + _LATE and words in text:
+                self.told_late.append(words)
+        for words in ("secret-", '"ended": "takedown"', '"ended":"takedown"'):
+            self.cited[words] += text.count(words)
+
+    async def ask(self, body: bytes, key: str | None = None, path: str = "") -> bytes:
+        reader, writer = await self.connect()
+        try:
+            writer.write(self.head("POST", path or "/v1/chat/completions", len(body), key) + body)
+            received = b""
+            while piece := await reader.read(1 << 16):
+                self.look(received[-200:] + piece, time.monotonic())
+                received += piece
+            if received:
+                self.statuses[int(received.split(b" ", 2)[1])] += 1
+            return received
+        finally:
+            writer.close()
+
+    async def asker(self, number: int) -> None:
+        chance = random.Random(number)
+        while self.on:
+            about = chance.choice(list(self.cited_subjects) or ["nothing"])
+            body = {
+                "model": chance.choice(["workspace", "base", "ensemble", "route", "shard-0"]),
+                "messages": [{"role": "user", "content": f"The tale of {about}"}],
+                "max_tokens": chance.choice([2, 8, 40]),
+                "stream": chance.random() < 0.5,
+            }
+            if await self.ask(json.dumps(body).encode()):
+                self.answers += 1
+            await asyncio.sleep(0.01)
+
+    cited_subjects: list[str] = field(default_factory=list)
+
+    async def malformed(self, number: int) -> None:
+        chance = random.Random(number)
+        while self.on:
+            body = bytes(chance.randrange(256) for _ in range(chance.choice([0, 1, 50, 5000])))
+            if chance.random() < 0.3:
+                reader, writer = await self.connect()
+                writer.write(body + b"\r\n\r\n")  # not even HTTP
+                await asyncio.wait_for(reader.read(1 << 16), 60)
+                writer.close()
+            else:
+                await self.ask(body)
+            await asyncio.sleep(0.05)
+
+    async def leaver(self, number: int) -> None:
+        """Begins a stream and is killed in the middle of it."""
+        body = json.dumps(
+            {
+                "model": "base",
+                "messages": [{"role": "user", "content": "x"}],
+                "max_tokens": 400,
+                "temperature": 1,
+                "stream": True,
+            }
+        ).encode()
+        while self.on:
+            reader, writer = await self.connect()
+            writer.write(self.head("POST", "/v1/chat/completions", len(body)) + body)
+            await reader.read(100)
+            writer.transport.abort()
+            await asyncio.sleep(0.2 + number * 0.05)
+
+    async def idler(self, number: int) -> None:
+        """Connects, says half a header or nothing, and waits to be cut off; then again."""
+        while self.on:
+            try:
+                reader, writer = await self.connect()
+                writer.write(
+                    [b"", b"GET /hea", b"POST /v1/chat/completions HTTP/1.1\r\n"][number % 3]
+                )
+                await asyncio.wait_for(reader.read(), max(0.1, self.end - time.monotonic()))
+                writer.close()
+            except (TimeoutError, ConnectionError):
+                writer.close()
+
+    async def taker(self) -> None:
+        """Adds documents, and takes each down again while it is asked about."""
+        number = 0
+        while self.on:
+            number += 1
+            words = f"secret-{number}-{random.getrandbits(64):x}"
+            subject = f"load-{number}-{random.getrandbits(32):x}"
+            document = {
+                "id": subject,
+                "subject": subject,
+                "license": "none",
+                "text": f"The tale of {subject} is {words} and nothing else.",
+            }
+            body = json.dumps({"documents": [document]}).encode()
+            added = await self.ask(body, self.operator, "/v1/documents")
+            assert b"201" in added.split(b"\r\n")[0], added
+            self.cited_subjects.append(subject)
+            await asyncio.sleep(min(1.0, SECONDS / 8))
+            body = json.dumps({"subject": subject}).encode()
+            told = await self.ask(body, self.operator, "/v1/takedowns")
+            assert b"201" in told.split(b"\r\n")[0], told
+            self.removed[words] = time.monotonic()
+
+
+def test_a_thousand_connections_and_takedowns(fresh: Callable[..., Served]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    served = fresh(process=True, rate=10_000_000, queue=64)
+    assert served.process is not None
+    process = psutil.Process(served.process.pid)
+    operator = served.http("operator")
+    key, other = served.key("reader", "staff"), served.key("operator", "staff")
+
+    async def run(seconds: float, scale: int) -> Load:
+        load = Load(served.port, key, other, time.monotonic() + seconds)
+        load.cited_subjects = ["work", "keep-0"]
+        tasks = [load.taker(), *(load.asker(n) for n in range(12 * scale))]
+        tasks += [load.malformed(n) for n in range(4 * scale)]
+        tasks += [load.leaver(n) for n in range(4 * scale)]
+        tasks += [load.idler(n) for n in range((CONNECTIONS - 20 * scale) if scale > 1 else 10)]
+        await asyncio.gather(*tasks)
+        return load
+
+    try:
+        asyncio.run(run(1.0, 1))  # what is made once is made
+        base_memory, base_files = process.memory_info().rss, process.num_fds()
+        load = asyncio.run(run(SECONDS, 2))
+        end = time.monotonic() + 30
+        while process.num_fds() > base_files + 5 and time.monotonic() < end:
+            time.sleep(0.2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert load.told_late == []
+    assert load.removed
+    assert load.cited["secret-"] > 0  # they were told, before
+    assert load.answers > 10
+    assert set(load.statuses) <= {200, 201, 400, 404, 429, 503}, load.statuses
+    assert load.statuses[400] > 0
+    assert process.num_fds() <= base_files + 5
+    grown = process.memory_info().rss - base_memory
+    assert grown < (200 << 20), grown
+    assert operator.get("/health").status_code == 200
+    assert "defect" not in served.log()
+    left = operator.get("/metrics").text
+    assert "llm_unlearn_answers_decoding 0.0" in left
+    print(
+        f"{load.answers} answers, {dict(load.statuses)}, {len(load.removed)} takedowns, "
+        f"{grown >> 20} MiB more, {process.num_fds() - base_files} files more"
+    )
