@@ -27,7 +27,7 @@ RUN: Final = 4
 _WINDOW: Final = 40
 """Words of an answer that are compared with a text for `near`."""
 _LEAST: Final = 12
-_TAIL: Final = 40  # letters that a word has at most, for finding the last words of a text
+_LETTERS: Final = 12  # of a word, at a guess
 
 _ALL = re.compile(
     r"\b(repeat|print|show|output|reveal|recite|copy|dump|list|write out|quote)\b[^.?!]{0,60}"
@@ -70,7 +70,7 @@ class Verbatim:
     def allows(self, text: str) -> bool:
         """Whether a text that was allowed until its last word still is."""
         size = self.words + 1
-        last = fold(text[-size * _TAIL :]).words[-size:]
+        last = _last(text, size)
         if len(last) == size and last in self._runs:
             return False
         return self.share >= 1 or self._shared(text) <= self.share
@@ -89,6 +89,16 @@ class Verbatim:
             for number, place in self._places.get(words[i : i + RUN], ()):
                 covered[number].update(range(place, place + RUN))
         return max((len(c) / len(self._works[n]) for n, c in covered.items()), default=0.0)
+
+
+def _last(text: str, count: int) -> tuple[str, ...]:
+    """The last words of a text, without folding all of it."""
+    span = count * _LETTERS
+    while True:
+        words = fold(text[-span:]).words
+        if len(words) > count or span >= len(text):  # with one more, the cut is in none of them
+            return words[-count:]
+        span *= 2
 
 
 def longest_run(text: str, source: str) -> int:
