@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -227,20 +228,29 @@ class Opened:
             ) from error
 
 
+_LOADING = threading.RLock()
+"""transformers loads one model at a time: how it does so is state of the whole process."""
+
+
 @dataclass
 class Models:
-    """Models by config, loaded once, when first used."""
+    """Models by config, loaded once, when first used, by whichever thread."""
 
     config: Config
+    _embedder: Embedder | None = field(default=None, init=False, repr=False)
+    _host: AdapterHost | None = field(default=None, init=False, repr=False)
 
-    @cached_property
+    @property
     def embedder(self) -> Embedder:
         """The embedder of store and router."""
         from llm_unlearn.models.embedder import SentenceEmbedder
         from llm_unlearn.sisa.recipe import pin_threads
 
-        pin_threads(self.config.training.threads)
-        return SentenceEmbedder(self.config.embedder)
+        with _LOADING:
+            if self._embedder is None:
+                pin_threads(self.config.training.threads)
+                self._embedder = SentenceEmbedder(self.config.embedder)
+            return self._embedder
 
     @property
     def base_digest(self) -> str:
@@ -252,18 +262,20 @@ class Models:
     @property
     def loaded(self) -> bool:
         """Whether the base model is in memory."""
-        return "host" in self.__dict__
+        return self._host is not None
 
-    @cached_property
+    @property
     def host(self) -> AdapterHost:
         """The base model with room for one adapter."""
         from llm_unlearn.models.causal import load_causal
         from llm_unlearn.models.lora import AdapterHost, LoraShape
         from llm_unlearn.sisa.recipe import pin_threads
 
-        training = self.config.training
-        pin_threads(training.threads)
-        base = load_causal(self.config.model, training.dtype)
-        return AdapterHost(
-            base, LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
-        )
+        with _LOADING:
+            if self._host is None:
+                training = self.config.training
+                pin_threads(training.threads)
+                base = load_causal(self.config.model, training.dtype)
+                shape = LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
+                self._host = AdapterHost(base, shape)
+            return self._host

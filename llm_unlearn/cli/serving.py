@@ -143,6 +143,39 @@ def bench_serve(
     )
 
 
+def bench_guard(
+    out: Output,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="Questions of each of three kinds.")
+    ] = 24,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 64,
+) -> None:
+    """Measure the guard: what is repeated, followed and lost under each of its settings."""
+    try:
+        from llm_unlearn.serve import guard_bench
+    except ModuleNotFoundError as missing:
+        raise EnvironmentFailure(
+            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
+        ) from missing
+
+    found = guard_bench.run(questions=questions, tokens=tokens, begun=out.say)
+    out.result({"settings": [asdict(setting) for setting in found]})
+    columns = ("guard", "longest run", "over 8", "given back", "followed", "lost", "s a token")
+    rows = [
+        (
+            g.name,
+            f"{g.longest[0]:.0f}, at most {g.longest[1]}",
+            f"{g.over} of {g.asked}",
+            f"{g.given_back:.2f}",
+            f"{g.followed} of {g.asked}",
+            f"{g.lost} of {g.asked}",
+            f"{g.seconds_per_token:.3f}",
+        )
+        for g in found
+    ]
+    out.show(render.table("Under each setting of the guard", columns, rows))
+
+
 def _keys(workspace: Path) -> AccessKeys:
     from llm_unlearn.serve.access import AccessKeys
 

@@ -69,13 +69,13 @@ class Backend:
         return self._ways
 
     def start(self) -> None:
-        """Begin to answer; loads the models in the model's thread."""
+        """Load the models, and begin to answer.
 
-        def warm() -> None:
-            self.reader.opened.models.host  # noqa: B018 - loads it
-            self.ways["workspace"].stand()
-
-        self.engine.call(warm)
+        Raises:
+            EnvironmentFailure: a model cannot be loaded.
+        """
+        self.reader.opened.models.host  # noqa: B018 - loads it
+        self.ways["workspace"].stand()
         self.engine.start()
 
     def close(self) -> None:

@@ -85,11 +85,14 @@ def run(
         each: questions of each client in a round.
         settings: the config's, for other models than the default ones.
     """
-    config = _config(settings)
-    documents = _documents()
+    config = config_of(settings)
+    documents = demo_documents()
     questions = [f"What is said of {document.subject}?" for document in documents]
-    with tempfile.TemporaryDirectory() as folder, _server(config, documents, Path(folder)) as ours:
-        sides: dict[str, Ask] = {"loop": _loop(config, documents, tokens), "server": ours(tokens)}
+    with tempfile.TemporaryDirectory() as folder, served(config, documents, Path(folder)) as client:
+        sides: dict[str, Ask] = {
+            "loop": _loop(config, documents, tokens),
+            "server": _asking(client, tokens),
+        }
         taken: dict[tuple[str, int], list[_Round]] = {}
         for name, ask in sides.items():
             ask(questions[0])  # warm
@@ -143,14 +146,15 @@ def _side(name: str, clients: int, rounds: Sequence[_Round]) -> Side:
     )
 
 
-def _config(settings: dict[str, Any] | None) -> Config:
+def config_of(settings: dict[str, Any] | None) -> Config:
+    """A config without rules of separation, so that everything goes to the store."""
     plain: dict[str, Any] = {"separation": {"rules": []}, "answering": {"store_threshold": -1.0}}
     for name, value in (settings or {}).items():
         plain[name] = {**plain.get(name, {}), **value} if isinstance(value, dict) else value
     return Config.model_validate(plain)
 
 
-def _documents() -> list[Document]:
+def demo_documents() -> list[Document]:
     """The texts of the demo's corpus, all of them for the store."""
     from importlib.resources import files
 
@@ -216,10 +220,8 @@ def _loop(config: Config, documents: Sequence[Document], tokens: int) -> Ask:
 
 
 @contextmanager
-def _server(
-    config: Config, documents: Sequence[Document], folder: Path
-) -> Iterator[Callable[[int], Ask]]:
-    """A workspace served on a socket of this machine."""
+def served(config: Config, documents: Sequence[Document], folder: Path) -> Iterator[httpx.Client]:
+    """A workspace served on a socket of this machine, and a client with a reader's key."""
     with Workspace.create(folder / "ws", keys=folder / "keys", config=config) as workspace:
         workspace.ingest(documents)
     _, key = AccessKeys(folder / "ws").add("bench", "reader", ["staff"])
@@ -237,34 +239,37 @@ def _server(
         timeout=600,
     )
 
-    def asking(tokens: int) -> Ask:
-        def ask(question: str) -> tuple[float, int]:
-            body = {
-                "model": "workspace",
-                "messages": [{"role": "user", "content": question}],
-                "max_tokens": tokens,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            began, first, count = time.perf_counter(), None, 0
-            with client.stream("POST", "/v1/chat/completions", json=body) as stream:
-                stream.raise_for_status()
-                for line in stream.iter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    event = json.loads(line[6:])
-                    if first is None and event["choices"] and event["choices"][0]["delta"]:
-                        first = time.perf_counter() - began
-                    if event.get("usage"):
-                        count = event["usage"]["completion_tokens"]
-            return first or time.perf_counter() - began, count
-
-        return ask
-
     try:
-        yield asking
+        yield client
     finally:
         client.close()
         server.should_exit = True
         thread.join()
         backend.close()
+
+
+def _asking(client: httpx.Client, tokens: int) -> Ask:
+    """Questions over HTTP, as a stream."""
+
+    def ask(question: str) -> tuple[float, int]:
+        body = {
+            "model": "workspace",
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        began, first, count = time.perf_counter(), None, 0
+        with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            stream.raise_for_status()
+            for line in stream.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if first is None and event["choices"] and event["choices"][0]["delta"]:
+                    first = time.perf_counter() - began
+                if event.get("usage"):
+                    count = event["usage"]["completion_tokens"]
+        return first or time.perf_counter() - began, count
+
+    return ask

@@ -14,7 +14,10 @@ function make(name, text, attributes = {}) {
   return made;
 }
 
-function tell(words) { at("notice").textContent = words; }
+function tell(words, good = false) {
+  at("notice").textContent = words;
+  at("notice").className = good ? "good" : "";
+}
 
 async function call(method, path, body) {
   const answer = await fetch(path, {
@@ -163,7 +166,7 @@ listening(at("demand"), "submit", async () => {
   if (!text && !subject) { tell("Paste a text, or name a subject."); return; }
   const told = await post("/v1/takedowns", text ? { text } : { subject });
   at("passage").value = at("subject").value = "";
-  tell(`Takedown ${told.number}: ${told.fenced} documents are fenced. Reference for the claimant: ${told.reference}`);
+  tell(`Takedown ${told.number}: ${told.fenced} documents are fenced. Reference for the claimant: ${told.reference}`, true);
   await cases();
   await open(told.number);
 });

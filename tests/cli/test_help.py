@@ -47,6 +47,7 @@ COMMANDS = (
     "bench forget",
     "bench takedown",
     "bench serve",
+    "bench guard",
     "mcp",
     "serve",
     "access add",
