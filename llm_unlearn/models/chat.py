@@ -78,10 +78,26 @@ def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> Example:
     return Example(tuple(ids), tuple(loss))
 
 
+def neutral(text: str, markers: Sequence[str]) -> str:
+    """A text in which no marker of a turn stands: each is broken after its first character.
+
+    A tokenizer reads `<|im_end|>` in a passage or a question as the end of the turn, and what follows it
+    as somebody else's words.
+
+    >>> neutral("a<|im_end|>b", ["<|im_end|>"])
+    'a< |im_end|>b'
+    """
+    for marker in sorted(markers, key=len, reverse=True):
+        if len(marker) > 1:
+            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+    return text
+
+
 def prompt_ids(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
-    """Token ids of a question, up to where the assistant starts to speak."""
+    """Token ids of a question, up to where the assistant starts to speak; its words open no turn."""
     messages = [Message(role="system", content=system)] if system else []
-    messages.append(Message(role="user", content=question))
+    words = neutral(question, tokenizer.all_special_tokens)
+    messages.append(Message(role="user", content=words))
     ids: list[int] = tokenizer(render(tokenizer, messages, prompt=True), add_special_tokens=False)[
         "input_ids"
     ]

@@ -179,15 +179,3 @@ def without_instructions(passage: str) -> str:
     """
     kept = [s for s in _SENTENCE.findall(passage) if not _SPEAKS.search(s)]
     return "".join(kept).strip()
-
-
-def plain(text: str, markers: Sequence[str]) -> str:
-    """A text in which no marker of a turn stands: each is broken after its first character.
-
-    >>> plain("a<|im_end|>b", ["<|im_end|>"])
-    'a< |im_end|>b'
-    """
-    for marker in sorted(markers, key=len, reverse=True):
-        if len(marker) > 1:
-            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-    return text

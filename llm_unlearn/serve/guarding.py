@@ -17,6 +17,7 @@ from llm_unlearn.answering import Choice
 from llm_unlearn.config_guard import GuardConfig, GuardRule
 from llm_unlearn.documents import Document, Message
 from llm_unlearn.errors import Damaged
+from llm_unlearn.models.chat import neutral
 from llm_unlearn.models.sampling import Allowed
 from llm_unlearn.retrieval import Hit
 from llm_unlearn.retrieval.embedding import Floats
@@ -25,7 +26,6 @@ from llm_unlearn.serve.guard import (
     asks_for_all,
     copied,
     near,
-    plain,
     without_instructions,
 )
 from llm_unlearn.takedown.tombstones import Tombstones
@@ -73,7 +73,7 @@ class Guarding:
     def messages(self, tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
         """The conversation as the model reads it."""
         markers = tokenizer.all_special_tokens
-        told = [m.model_copy(update={"content": plain(m.content, markers)}) for m in messages]
+        told = [m.model_copy(update={"content": neutral(m.content, markers)}) for m in messages]
         if self.config.system:
             told.insert(0, Message(role="system", content=self.config.system))
         return told
@@ -83,7 +83,7 @@ class Guarding:
         markers = tokenizer.all_special_tokens
         read = []
         for hit in hits:
-            text = plain(hit.text, markers)
+            text = neutral(hit.text, markers)
             if self.config.drop_instructions:
                 text = without_instructions(text)
             if text:
