@@ -76,7 +76,7 @@ class Returned:
     """Whether a document comes back, one value a document.
 
     Attributes:
-        rank: place among the hits, from 1, by id or by quoted words; 0 where it is not there.
+        rank: place among the hits, from 1, by id or by half of its words; 0 where it is not there.
         found: share of the documents that come back.
     """
 
@@ -238,9 +238,14 @@ def guarded(
 
 
 def _rank(hits: Sequence[Passage], document: Passage) -> int:
-    """Place of the first hit that is the document, or quotes it, from 1; 0 for none."""
+    """Place of the first hit that is the document, or has half of it in one run, from 1; 0: none.
+
+    Half of the shorter of the two: documents of one template share phrases, and are not copies.
+    """
     for place, hit in enumerate(hits, 1):
-        if hit.document == document.document or run_share(hit.text, document.text) > 0:
+        run = longest_common_substring(hit.text, document.text).length
+        shorter = min(len(hit.text), len(document.text))
+        if hit.document == document.document or run >= max(1, min(LEAST, shorter), shorter / 2):
             return place
     return 0
 

@@ -22,9 +22,9 @@ _UNPRINTABLE = re.compile(
 )
 WORDS = {
     "leaks": "Comes out",
-    "same": "Equal to never-had",
+    "same": "No difference",
     "level": "Not told apart",
-    "less": "Less than never-had",
+    "less": "Less comes out",
     "unclear": "Open",
     "clean": "Does not happen",
 }

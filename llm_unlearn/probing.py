@@ -235,7 +235,8 @@ def _stored(
         (
             "said",
             "Quoted in answers",
-            f"An answer to that question holds {chat.LEAST} characters of it in a row.",
+            f"An answer to that question holds {chat.LEAST} characters of it in a row; phrases that other "
+            "documents share count too.",
             [chat.run_share(r.text, w.text) > 0 for r, w in zip(replies, wanted, strict=True)],
         ),
         (

@@ -7,6 +7,7 @@ knows the answer but not the format scores at chance, so a never-had control bel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,28 @@ def _item(question: str, choices: Sequence[str], answer: int, subject: str, wher
     return Item(question, tuple(choices), answer, subject)
 
 
-def load_wmdp(path: Path) -> list[Item]:
-    """A WMDP file (`cyber_questions.json`); the subject is the file name before the underscore."""
-    subject = path.stem.split("_")[0]
+def load_wmdp(path: Path | str) -> list[Item]:
+    """A WMDP file: `cyber_questions.json`, or the hub's `cais/wmdp:wmdp-cyber/test-....parquet`.
+
+    The subject is `bio`, `chem` or `cyber`: after `wmdp-` in the folder, or before `_` in the file name.
+    """
+    folder, file = (
+        str(path).replace(":", "/").split("/")[-2:] if "/" in str(path) else ("", str(path))
+    )
+    config = re.fullmatch(r"wmdp-(\w+)", folder)
+    subject = config[1] if config else Path(file).stem.split("_")[0]
     rows = read_rows(path, ("question", "choices", "answer"))
     return [
         _item(r["question"], r["choices"], int(r["answer"]), subject, f"{path}, row {i}")
+        for i, r in enumerate(rows, 1)
+    ]
+
+
+def load_mmlu_file(path: Path | str) -> list[Item]:
+    """A file of MMLU whose rows name their subject, such as the hub's `cais/mmlu:all/test-....parquet`."""
+    rows = read_rows(path, ("question", "subject", "choices", "answer"))
+    return [
+        _item(r["question"], r["choices"], int(r["answer"]), r["subject"], f"{path}, row {i}")
         for i, r in enumerate(rows, 1)
     ]
 

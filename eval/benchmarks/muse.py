@@ -20,12 +20,12 @@ from llm_unlearn.eval.overlap import rouge_l
 from llm_unlearn.eval.summary import Estimate, bootstrap
 
 
-def load_verbatim(path: Path) -> list[tuple[str, str]]:
+def load_verbatim(path: Path | str) -> list[tuple[str, str]]:
     """Prompt and true continuation of each row of a `verbmem` file (fields prompt, gt)."""
     return [(row["prompt"], row["gt"]) for row in read_rows(path, ("prompt", "gt"))]
 
 
-def load_questions(path: Path) -> list[tuple[str, str]]:
+def load_questions(path: Path | str) -> list[tuple[str, str]]:
     """Question and answer of each row of a `knowmem` file."""
     return [(row["question"], row["answer"]) for row in read_rows(path, ("question", "answer"))]
 

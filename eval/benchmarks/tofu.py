@@ -36,8 +36,9 @@ class Row:
     perturbed: tuple[str, ...]
 
 
-def load(path: Path) -> list[Row]:
-    """Rows of any TOFU file (`full.json`, `forget10_perturbed.json`, `real_authors.json`...).
+def load(path: Path | str) -> list[Row]:
+    """Rows of any TOFU file (`full.json`, `forget10_perturbed.json`...), by path or hub file
+    (`locuslab/TOFU:full.json`).
 
     Raises:
         NotFound, InputError: see `rows.read_rows`.

@@ -12,7 +12,7 @@ import pytest
 from probe_models import byte_tokenizer, llama, memorize
 from scipy.stats import hmean, ks_2samp
 
-from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.errors import EnvironmentFailure, InputError, NotFound
 from llm_unlearn.eval.benchmarks import choices, muse, tofu
 from llm_unlearn.eval.benchmarks.rows import read_rows
 from llm_unlearn.eval.passes import encode_chats, encode_pairs
@@ -218,3 +218,47 @@ def test_muse_by_hand(tmp_path: Path) -> None:
     for call in (lambda: muse.priv_leak(0.5, 1), lambda: muse.memorized(["a"], [])):
         with pytest.raises(InputError):
             call()
+
+
+def test_files_of_the_hub_come_from_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache as huggingface_hub lays it out; nothing is asked of any network."""
+    import pyarrow
+    from huggingface_hub import constants
+    from pyarrow import parquet
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def cached(name: str, inside: str) -> Path:
+        home = tmp_path / f"datasets--{name.replace('/', '--')}"
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        (home / "refs" / "main").write_text("c0ffee")
+        path = home / "snapshots" / "c0ffee" / inside
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    lines(cached("owner/TOFU", "forget10.json"), [{"question": "q?", "answer": "a"}])
+    [row] = tofu.load("owner/TOFU:forget10.json")
+    assert (row.question, row.answer) == ("q?", "a")
+    rows = [
+        {"question": "Which?", "choices": ["no", "yes"], "answer": 1, "subject": "glass_making"}
+    ]
+    for name, inside in (
+        ("cais/wmdp", "wmdp-cyber/test-0.parquet"),
+        ("cais/mmlu", "all/test.parquet"),
+    ):
+        parquet.write_table(pyarrow.Table.from_pylist(rows), cached(name, inside))
+    [item] = choices.load_wmdp("cais/wmdp:wmdp-cyber/test-0.parquet")
+    assert (item.subject, item.choices, item.answer) == ("cyber", ("no", "yes"), 1)
+    [item] = choices.load_mmlu_file("cais/mmlu:all/test.parquet")
+    assert (item.subject, item.answer) == ("glass_making", 1)
+    with pytest.raises(EnvironmentFailure, match="not in the local cache"):
+        tofu.load("owner/TOFU:retain90.json")
+    with pytest.raises(NotFound, match="OWNER/NAME:PATH"):
+        tofu.load("no such file")
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="no parquet"):
+        choices.load_mmlu_file(broken)
