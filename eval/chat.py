@@ -244,8 +244,9 @@ def _rank(hits: Sequence[Passage], document: Passage) -> int:
     """
     for place, hit in enumerate(hits, 1):
         run = longest_common_substring(hit.text, document.text).length
-        shorter = min(len(hit.text), len(document.text))
-        if hit.document == document.document or run >= max(1, min(LEAST, shorter), shorter / 2):
+        least = min(LEAST, len(document.text))
+        half = min(len(hit.text), len(document.text)) / 2
+        if hit.document == document.document or (least and run >= max(least, half)):
             return place
     return 0
 
