@@ -35,6 +35,7 @@ def make_app(server: Backend) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await server.apart(server.start)
+        server.look()
         telling = asyncio.ensure_future(server.webhooks.run())
         yield
         telling.cancel()

@@ -2,13 +2,15 @@
 
 Two connections to one workspace: answers read through one while documents and takedowns are written
 through the other, so that a long write makes no answer wait. One thing is written at a time
-(`WorkspaceLocked`, 409, for the second).
+(`WorkspaceLocked`, 409, for a second that has waited three seconds).
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from llm_unlearn.answering import Answerer
-from llm_unlearn.errors import AccessDenied
+from llm_unlearn.errors import AccessDenied, UnlearnError, WorkspaceLocked
 from llm_unlearn.serve.access import AccessKeys, Key, Role
 from llm_unlearn.serve.asking import answerers
 from llm_unlearn.serve.engine import Engine, TooLate
@@ -29,6 +31,9 @@ from llm_unlearn.serve.webhooks import State, Webhooks
 from llm_unlearn.workspace import Workspace
 
 T = TypeVar("T")
+_PAUSE = 1.0
+_PATIENCE = 3.0
+_log = logging.getLogger("llm_unlearn.serve")
 
 
 class Backend:
@@ -60,6 +65,8 @@ class Backend:
         self.webhooks = Webhooks(self.path, webhooks, secret, self._states)
         self.guarding = Guarding(self.reader.opened, self.reader.config.guard)
         self._ways: dict[str, Answerer] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._again = False
 
     @property
     def ways(self) -> dict[str, Answerer]:
@@ -94,6 +101,39 @@ class Backend:
         """Do something that blocks, outside the event loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(work, *given, **more))
+
+    async def write(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
+        """Do something that takes the writer's lock, waiting a little for whoever has it.
+
+        Raises:
+            WorkspaceLocked: another process writes, or takedowns are being carried out.
+        """
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return await self.apart(work, *given, **more)
+            except WorkspaceLocked:
+                if self.runs.running or time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.02)
+
+    def look(self) -> None:
+        """Find and fence copies of what undecided takedowns name, while requests go on."""
+        self._again = True
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        while self._again:
+            self._again = False
+            try:
+                await self.apart(self.writer.desk.look)
+            except WorkspaceLocked:  # somebody else is writing
+                self._again = True
+                await asyncio.sleep(_PAUSE)
+            except UnlearnError as error:  # the plan of the takedown will tell
+                _log.warning("copies were not looked for: %s", type(error).__name__)
+            await self.apart(self.engine.settle)
 
     async def modelled(self, work: Callable[[], T]) -> T:
         """Do something with the model, in the model's thread."""

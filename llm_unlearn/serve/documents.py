@@ -101,7 +101,7 @@ class Found(BaseModel):
 async def add(request: Request, body: Additions, _: Operator) -> AddedList:
     """Take documents in: each to the store, to the corpus, or refused, by the workspace's rules."""
     server = backend(request)
-    report = await server.apart(server.writer.ingest, body.documents)
+    report = await server.write(server.writer.ingest, body.documents)
     placed = [
         Added(
             id=p.id,
@@ -203,7 +203,7 @@ async def delete(request: Request, id: str, _: Operator) -> Acknowledgement:
     except InputError:
         raise NotFound("There is no such document here for this key.") from None
     told = await file_request(server, demand)
-    await server.apart(server.writer.desk.approve, str(told.number))
+    await server.write(server.writer.desk.approve, str(told.number))
     return told.model_copy(update={"state": "approved"})
 
 

@@ -8,9 +8,9 @@
     GET  /v1/takedowns/N/receipt       verified, with the signed envelope
 
 Guarantees: an acknowledgement is sent when the fence is durable and every answer under way has been
-looked at since. Retraining happens in a child process (`llm-unlearn takedown run`), so that answers go on
-and a kill of either leaves the other; the journal is what tells how far it is. An auditor sees states and
-receipts, never a request.
+looked at since; copies are looked for right after it, and fenced. Retraining happens in a child process
+(`llm-unlearn takedown run`), so that answers go on and a kill of either leaves the other; the journal is
+what tells how far it is. An auditor sees states and receipts, never a request.
 
 While a run trains, it holds the writer's lock: other requests are answered 409 until it is done.
 """
@@ -71,7 +71,6 @@ class Acknowledgement(BaseModel):
     state: Literal["received", "approved"] = "received"
     acknowledged: str
     fenced: int
-    copies: int = Field(description="further documents fenced as copies of what it names")
     due: str | None
     reference: str = Field(
         description="for the claimant alone: opens what the receipt keeps closed"
@@ -175,17 +174,17 @@ def _row(row: Listed, key: Key) -> Row:
 
 async def file_request(server: Backend, demand: Demand) -> Acknowledgement:
     """Submit, and wait until nothing that is under way draws on it."""
-    told, copies = await server.apart(server.writer.desk.submit, [demand])
+    told, _ = await server.write(server.writer.desk.submit, [demand], copies=False)
     if not told:
         raise InputError(f"A request {demand.id!r} of this sender was submitted before.")
     await server.apart(server.engine.settle)
+    server.look()  # the acknowledgement does not wait for the copies
     one = told[0]
     return Acknowledgement(
         number=one.number,
         id=one.id,
         acknowledged=one.acknowledged,
         fenced=one.fenced,
-        copies=copies,
         due=one.due,
         reference=one.reference,
     )
@@ -294,21 +293,21 @@ async def approve(request: Request, number: Number, body: Approval, key: Operato
         server.engine.settle()
         return row
 
-    return _row(await server.apart(decide), key)
+    return _row(await server.write(decide), key)
 
 
 @router.post("/v1/takedowns/{number}/refuse")
 async def refuse(request: Request, number: Number, body: Refusal, key: Operator) -> Row:
     """Refuse it, with the reason; what it fenced answers again."""
     server = backend(request)
-    return _row(await server.apart(server.writer.desk.refuse, str(number), body.reason), key)
+    return _row(await server.write(server.writer.desk.refuse, str(number), body.reason), key)
 
 
 @router.post("/v1/takedowns/{number}/withdraw")
 async def withdraw(request: Request, number: Number, key: Operator) -> Row:
     """End it for a sender who takes it back; the request is destroyed."""
     server = backend(request)
-    done = await server.apart(server.writer.desk.withdraw, str(number))
+    done = await server.write(server.writer.desk.withdraw, str(number))
     return Row(number=done, state="withdrawn")
 
 

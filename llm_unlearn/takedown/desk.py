@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.copies import DAYS, Copies, Entry, Kind
 from llm_unlearn.takedown.intake import ACCEPTED, Acknowledged, Decision, Intake, find
 from llm_unlearn.takedown.journal import After, Case, Filed
-from llm_unlearn.takedown.looking import look, plans
+from llm_unlearn.takedown.looking import look_apart, plans
 from llm_unlearn.takedown.machine import Outcome, Takedowns
 from llm_unlearn.takedown.plan import Plan, ShardWork, joint_work
 from llm_unlearn.takedown.request import Request
@@ -84,12 +85,14 @@ class Desk:
             NotFound, InputError: see `intake.find`.
         """
         row = find(self._intake.journal, which, sender)
-        return self._listed(row), None if row.slot is None else self._intake.journal.case(row)
+        return self._listed(row), self._intake.journal.case_or_none(row)
 
     def _listed(self, row: Filed) -> Listed:
-        if row.slot is None:
+        case = self._intake.journal.case_or_none(row)
+        if case is None:  # another process may have ended it just now
+            rows = self._intake.journal.filed() if row.slot is not None else []
+            row = next((now for now in rows if now.number == row.number), row)
             return Listed(row.number, row.state, row.receipt)
-        case = self._intake.journal.case(row)
         due = case.request.deadline if case.request else None
         return Listed(
             row.number,
@@ -117,7 +120,7 @@ class Desk:
 
         Args:
             on_acknowledged: told of each request once its fence holds, before copies are looked for.
-            copies: False leaves the looking to whoever writes next.
+            copies: False leaves the looking to `look`, or to whoever writes next.
 
         Returns:
             The acknowledgements, and how many more documents were fenced as copies.
@@ -132,13 +135,17 @@ class Desk:
                 if self._intake.journal.find(request.id, request.claimant.contact) is None
             ]
             told = [each for _, each in self._intake.submit(fresh)]
-            if on_acknowledged is not None:
-                for each in told:
-                    on_acknowledged(each)
-            if not copies:
-                return told, 0
-            self._opened.tidy()
-            return told, look(self._opened)
+        if on_acknowledged is not None:
+            for each in told:
+                on_acknowledged(each)
+        return told, self.look() if copies else 0
+
+    def look(self) -> int:
+        """Find and fence copies of what undecided requests name; how many more documents are fenced.
+
+        Others may write meanwhile: the lock is held only to fence.
+        """
+        return look_apart(self._opened, partial(self._writing, resuming=False, quick=True))
 
     def plan(self, which: str, sender: str | None = None, *, include_flagged: bool = False) -> Plan:
         """What carrying out a submitted request would do; changes nothing.

@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from llm_unlearn.documents import normalise
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, KeyDestroyed, UnlearnError
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -45,6 +45,8 @@ After: TypeAlias = Literal["retrain", "rollback", "drop"]
 `train`; or its adapter is retired."""
 STARTED: tuple[State, ...] = ("fenced", "deleted", "disposed", "retrained")
 """States of a takedown that whoever writes next carries on."""
+ENDED: tuple[State, ...] = ("receipted", "withdrawn", "restored")
+"""States of a takedown whose case is destroyed, or is being destroyed."""
 UNDECIDED: tuple[State, ...] = ("received", "approved")
 """States in which nothing is destroyed yet."""
 OPERATOR = "operator"
@@ -170,7 +172,8 @@ class Journal:
 
     def open_cases(self) -> list[tuple[Filed, Case]]:
         """Every takedown whose case is still there, with it."""
-        return [(row, self.case(row)) for row in self.filed() if row.slot is not None]
+        cases = [(row, self.case_or_none(row)) for row in self.filed()]
+        return [(row, case) for row, case in cases if case is not None]
 
     def open_case(self, case: Case, state: State = "received") -> Filed:
         """File a new case. Call inside the transaction that also fences.
@@ -198,16 +201,36 @@ class Journal:
         """The content of a case that is still there.
 
         Raises:
+            KeyDestroyed: it is not there any more.
             Damaged: it cannot be decrypted.
         """
         if filed.slot is None:
             raise AssertionError("this takedown has no case any more")
         with self._database.reading() as connection:
-            (sealed,) = connection.execute(
+            row = connection.execute(
                 "SELECT sealed FROM takedowns WHERE mark = ?", (filed.mark,)
             ).fetchone()
+        sealed = None if row is None else row[0]
+        if sealed is None:
+            raise KeyDestroyed(f"The case of takedown {filed.number} was destroyed.")
         plain = unseal(self._keyring.key(filed.slot), bytes(sealed), filed.mark)
         return Case.model_validate_json(plain)
+
+    def case_or_none(self, filed: Filed) -> Case | None:
+        """The same for readers: None once it is destroyed, by another process just now as well.
+
+        Raises:
+            Damaged: it should be there, and cannot be decrypted.
+        """
+        if filed.slot is None:
+            return None
+        try:
+            return self.case(filed)
+        except UnlearnError:
+            now = next((row for row in self.filed() if row.number == filed.number), None)
+            if now is None or now.state in ENDED:
+                return None
+            raise
 
     def advance(self, filed: Filed, state: State, case: Case) -> Filed:
         """Record, durably, that a step is done."""
@@ -245,7 +268,7 @@ class Journal:
     def sweep(self) -> None:
         """For the writer on open: finish what was killed between a state and the end of its case."""
         for filed in self.filed():
-            if filed.state in ("receipted", "withdrawn", "restored") and filed.slot is not None:
+            if filed.state in ENDED and filed.slot is not None:
                 self._destroy(filed)
 
     def _destroy(self, filed: Filed) -> None:

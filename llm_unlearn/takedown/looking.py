@@ -10,8 +10,8 @@ Between the acknowledgement and the end of `look` such copies still answer: it r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from llm_unlearn.errors import NotFound, UnlearnError
 from llm_unlearn.opened import Opened
@@ -77,6 +77,48 @@ def look(opened: Opened, but: int | None = None) -> int:
     return fenced
 
 
+def look_apart(opened: Opened, writing: Callable[[], AbstractContextManager[None]]) -> int:
+    """`look` for undecided requests, comparing documents while others may write; how many it fenced.
+
+    If documents changed meanwhile, it is done again, the second time with the lock held.
+
+    Args:
+        writing: takes the writer's lock for as long as its context lasts.
+    """
+    seen = opened.vault.version
+    rows = _unseen(opened)
+    if not rows:
+        return 0
+    try:
+        found = plans(opened, rows)
+    except UnlearnError:  # what a killed writer left is cleared away by whoever locks
+        found = []
+    with writing():
+        if not found or opened.vault.version != seen:
+            opened.tidy()
+            return look(opened)
+        still = {row.number for row in _unseen(opened)}
+        pairs = [(r, p) for r, p in zip(rows, found, strict=True) if r.number in still]
+        return _fence(Intake(opened), pairs)
+
+
+def _unseen(opened: Opened) -> list[Filed]:
+    """Undecided requests of which nobody has looked for copies."""
+    intake, rows = Intake(opened), []
+    for row in intake.journal.filed():
+        case = intake.journal.case_or_none(row) if row.state == "received" else None
+        if case is not None and not case.ahead and not case.looked:
+            rows.append(row)
+    return rows
+
+
+def _fence(intake: Intake, pairs: Sequence[tuple[Filed, Plan | NotFound]]) -> int:
+    return sum(
+        intake.fence_copies(row, None if isinstance(plan, NotFound) else plan)
+        for row, plan in pairs
+    )
+
+
 @contextmanager
 def watching(opened: Opened, fresh: Collection[bytes]) -> Iterator[None]:
     """While documents come in: what of them undecided requests reach is fenced at the end.
@@ -98,5 +140,4 @@ def watching(opened: Opened, fresh: Collection[bytes]) -> Iterator[None]:
                 intake.unlook(row)
     yield
     found = plans(opened, rows, among=fresh) if rows else []
-    for row, plan in zip(rows, found, strict=True):
-        intake.fence_copies(row, None if isinstance(plan, NotFound) else plan)
+    _fence(intake, list(zip(rows, found, strict=True)))

@@ -136,6 +136,39 @@ def test_a_takedown_from_pasted_text_to_its_receipt(fresh: Callable[..., Served]
     )
 
 
+def test_copies_are_fenced_after_the_acknowledgement_and_those_that_come_later(
+    fresh: Callable[..., Served],
+) -> None:
+    served = fresh()
+    operator = served.http("operator")
+    text = stored(0, "work").text
+    assert text is not None
+
+    def add(name: str) -> None:
+        copy = {"id": name, "text": f"Once more. {text} The end.", "license": "all-rights-reserved"}
+        assert operator.post("/v1/documents", json={"documents": [copy]}).status_code == 201
+
+    def found() -> set[str]:
+        hits = operator.post("/v1/search", json={"query": text, "mode": "lexical", "k": 20}).json()
+        return {passage["document"] for passage in hits["passages"]}
+
+    add("mirror")
+    assert "mirror" in found()
+    told = operator.post("/v1/takedowns", json={"subject": "work"})
+    assert told.status_code == 201, told.text
+    end = time.monotonic() + 30
+    while "mirror" in found():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    add("later")
+    assert "later" not in found()
+    refused = operator.post(
+        f"/v1/takedowns/{told.json()['number']}/refuse", json={"reason": "It is ours."}
+    )
+    assert refused.status_code == 200, refused.text
+    assert {"mirror", "later"} <= found()
+
+
 def test_what_is_demanded_must_be_complete(served: Served) -> None:
     operator = served.http("operator")
     for body, words in (

@@ -13,6 +13,7 @@ from llm_unlearn import Document, Workspace
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.takedown import desk, looking, machine
 from llm_unlearn.takedown.intake import Decision
+from llm_unlearn.takedown.journal import Journal
 from llm_unlearn.takedown.page import receipt_page
 from llm_unlearn.takedown.request import Claimant, Request
 from llm_unlearn.takedown.verify import verify_receipt
@@ -116,7 +117,7 @@ def test_near_copies_are_fenced_before_anybody_decides(
     assert _searched(workspace) == everything | {"later", "work-9/s9"}
     # a process that is killed while it looks leaves it to the next writer
     with monkeypatch.context() as patch:
-        patch.setattr(desk, "look", _killed)
+        patch.setattr(desk, "look_apart", _killed)
         with pytest.raises(KeyboardInterrupt):
             workspace.desk.submit([_request("R-2", subject="work-0")])
     assert "mirror" in _searched(workspace)
@@ -201,6 +202,22 @@ def test_step_by_step_ends_in_never_had_and_shards_are_retrained_once(
         assert held.receipt.scan.findings == 0
     with pytest.raises(InputError, match="cannot be withdrawn"):
         workspace.desk.withdraw("3")
+
+
+def test_a_takedown_that_ends_while_it_is_looked_at(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader has read the row; the case is destroyed before it reads that."""
+    workspace = _ready(make)
+    workspace.desk.submit([_request(subject="work-0")])
+    workspace.desk.approve("R-1")
+    with Workspace.open(workspace.path) as reader:
+        stale = desk.find(Journal(reader.opened.database, reader.opened.keyring), "1")
+        workspace.desk.run()
+        monkeypatch.setattr(desk, "find", lambda *_: stale)
+        listed, case = reader.desk.show("1")
+    assert (listed.state, case) == ("receipted", None)
+    assert listed.receipt is not None
 
 
 def test_one_id_of_two_senders_is_two_requests(make: Maker) -> None:
