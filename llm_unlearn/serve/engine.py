@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llm_unlearn.answering import Answerer, Choice
 from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
+from llm_unlearn.models.experts import Mixture
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost
 from llm_unlearn.models.sampling import Drawn
@@ -56,11 +57,32 @@ class _Row:
 
 @dataclass
 class _Track:
-    """A lane and the answers in its rows."""
+    """A lane, the answers in its rows, and their adapters side by side while the rows stay the same."""
 
     lane: Lane
     answerer: Answerer
     rows: list[_Row] = field(default_factory=list)
+    _mixture: Mixture | None = None
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Let all other rows go."""
+        if len(places) < len(self.rows):
+            self.lane.keep(places)
+            self.rows = [self.rows[place] for place in places]
+            self._mixture = None
+
+    def add(self, rows: Sequence[_Row]) -> None:
+        """Rows that have joined the lane."""
+        self.rows += rows
+        self._mixture = None
+
+    def mixture(self) -> Mixture | None:
+        """The adapters of all rows; None for the base model."""
+        if not self.rows[0].choice.experts:
+            return None
+        if self._mixture is None:
+            self._mixture = self.answerer.mixture([row.choice for row in self.rows])
+        return self._mixture
 
 
 class Engine:
@@ -221,10 +243,7 @@ class Engine:
 
     def _drop(self, job: Job) -> None:
         for track in self._tracks.values():
-            rows = [place for place, row in enumerate(track.rows) if row.job is not job]
-            if len(rows) < len(track.rows):
-                track.lane.keep(rows)
-                track.rows = [track.rows[place] for place in rows]
+            track.keep([place for place, row in enumerate(track.rows) if row.job is not job])
 
     def _clear(self) -> None:
         """Let go of answers that nobody waits for, and of those whose time is up."""
@@ -241,9 +260,7 @@ class Engine:
                     row.job.fail(TooLate("The answer took too long.", "Ask for fewer tokens."))
                 if not (row.job.gone or row.job.done):
                     kept.append(place)
-            if len(kept) < len(track.rows):
-                track.lane.keep(kept)
-                track.rows = [track.rows[place] for place in kept]
+            track.keep(kept)
         self._tracks = {key: track for key, track in self._tracks.items() if track.rows}
 
     def _admit(self) -> None:
@@ -331,16 +348,14 @@ class Engine:
                     with self._turn:
                         self._waiting.append(row.job)
             return
-        track.rows += rows
+        track.add(rows)
         self._say(track, rows, logits)
         self.tokens += len(rows)
 
     def _step(self, track: _Track) -> None:
         if not track.rows:
             return
-        mixed = bool(track.rows[0].choice.experts)
-        mixture = track.answerer.mixture([r.choice for r in track.rows]) if mixed else None
-        logits = track.lane.step([row.last for row in track.rows], mixture)
+        logits = track.lane.step([row.last for row in track.rows], track.mixture())
         self.steps += 1
         self.tokens += len(track.rows)
         self._say(track, track.rows, logits)
@@ -376,9 +391,7 @@ class Engine:
                 job.put(Piece(new + speech.close(), told, "length"))
             else:
                 job.put(Piece(new, told))
-        kept = [place for place, row in enumerate(track.rows) if not row.job.done]
-        track.lane.keep(kept)
-        track.rows = [track.rows[place] for place in kept]
+        track.keep([place for place, row in enumerate(track.rows) if not row.job.done])
 
     def _collapse(self, error: Exception) -> None:
         place = error.__traceback__

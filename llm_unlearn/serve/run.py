@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ def start(
 ) -> None:
     """Open a workspace and serve it until told to stop."""
     _logs()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
     server = Backend(path, keys, webhooks, secret)
     try:
         make_server(server, host, port).run()

@@ -166,11 +166,8 @@ def test_a_conversation_with_removed_text_or_instructions(fresh: Callable[..., S
     served = fresh(guard={"refuse_dumps": True})
     operator = served.http("operator")
     text = stored(0, "work").text
-    number = operator.post("/v1/takedowns", json={"subject": "work"}).json()["number"]
-    operator.post(f"/v1/takedowns/{number}/approve", json={"keep_flagged": True})
-    operator.post("/v1/takedowns/run", json={})
-    while operator.get(f"/v1/takedowns/{number}").json()["state"] != "receipted":
-        time.sleep(0.1)
+    assert served.backend is not None
+    served.backend.writer.takedown(subject="work", probe=False)
 
     def origin(*words: str) -> str:
         messages = [{"role": "user", "content": w} for w in words]

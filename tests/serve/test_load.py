@@ -10,15 +10,17 @@ import json
 import os
 import random
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
+import pytest
 from served import Served
 
-SECONDS = 600.0 if os.environ.get("SOAK") else 5.0
+SECONDS = float(os.environ.get("LOAD_SECONDS", 600 if os.environ.get("SOAK") else 5))
 CONNECTIONS = 1000
 _LATE = 0.5  # what was on its way when the acknowledgement came
 
@@ -160,10 +162,15 @@ class Load:
             self.removed[words] = time.monotonic()
 
 
-def test_a_thousand_connections_and_takedowns(fresh: Callable[..., Served]) -> None:
+@pytest.fixture(scope="module")
+def served(fresh: Callable[..., Served]) -> Served:
+    """A process of its own, so that its memory and files can be counted, and it can be ended."""
+    return fresh(process=True, rate=10_000_000, queue=64)
+
+
+def test_a_thousand_connections_and_takedowns(served: Served) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    served = fresh(process=True, rate=10_000_000, queue=64)
     assert served.process is not None
     process = psutil.Process(served.process.pid)
     operator = served.http("operator")
@@ -205,3 +212,28 @@ def test_a_thousand_connections_and_takedowns(fresh: Callable[..., Served]) -> N
         f"{load.answers} answers, {dict(load.statuses)}, {len(load.removed)} takedowns, "
         f"{grown >> 20} MiB more, {process.num_fds() - base_files} files more"
     )
+
+
+def test_the_end_lets_answers_finish_and_logs_hold_no_text(served: Served) -> None:
+    assert served.process is not None
+    long = {
+        "model": "base",
+        "messages": [{"role": "user", "content": "Unrepeatable question"}],
+        "stream": True,
+        "max_tokens": 200,
+        "temperature": 1.0,
+        "seed": 1,
+    }
+    with served.http().stream("POST", "/v1/chat/completions", json=long) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        served.process.send_signal(signal.SIGTERM)
+        rest = list(lines)
+    assert rest[-2] == "data: [DONE]"
+    assert served.process.wait(30) in (0, -signal.SIGTERM)
+    log = served.log()
+    assert not [
+        words for words in ("Unrepeatable", "secret-", "load-", served.key()) if words in log
+    ]
+    told = json.loads(log.rsplit("llm_unlearn.serve ", 1)[1].splitlines()[0])
+    assert (told["route"], told["status"]) == ("/v1/chat/completions", 200)

@@ -205,7 +205,7 @@ def test_everything_does_what_its_description_says(
     for found in schema.get_all_operations():
 
         @settings(
-            max_examples=int(os.environ.get("SOAK", "5")),
+            max_examples=int(os.environ.get("SOAK", "3")),
             deadline=None,
             database=None,
             derandomize=True,
