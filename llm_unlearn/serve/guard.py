@@ -10,7 +10,7 @@ Pure functions over words and documents; `guarding` applies them to answers.
 
 Guarantees of `Verbatim`: an answer whose every token was allowed holds no longer run, whatever its case,
 punctuation and Unicode form (`fold`). The others recognise what they can: a paraphrase that keeps no order
-of words, and an instruction in other words, get through; docs/LOG.md has rates.
+of words, and an instruction in other words, get through; `bench guard` counts.
 """
 
 from __future__ import annotations
