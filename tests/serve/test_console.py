@@ -92,7 +92,13 @@ def test_documents_and_shards(page: playwright.Page) -> None:
 
 def test_a_takedown_from_pasted_text_to_its_receipt(page: playwright.Page, console: Served) -> None:
     subject = f"note-{time.monotonic_ns()}"
-    text = f"The note {subject} says that the harbour light was out for nine nights in the winter."
+    # other words on the second page: tombstones refuse what is like the first one's
+    wide = page.viewport_size["width"] > 1000
+    text = (
+        f"The note {subject} says that the harbour light was out for nine nights in the winter."
+        if wide
+        else f"Nobody who read {subject} knew why her brother painted every harbour light he passed."
+    )
     documents = [
         {"id": subject, "subject": subject, "text": text, "license": "none"},
         {"id": f"{subject}-copy", "subject": "other", "text": text + " Indeed.", "license": "none"},

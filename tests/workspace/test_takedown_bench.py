@@ -17,4 +17,4 @@ def test_acknowledged_and_carried_out_together(tiny_references: dict[str, str]) 
     assert len(found.store) == len(found.corpus) == len(found.readers) == 2
     assert found.trainings == 1
     assert min(*found.store, *found.corpus, found.planned, found.carried_out, found.verified) > 0
-    assert len(said) == 3
+    assert len(said) == 4
