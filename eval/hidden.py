@@ -140,14 +140,19 @@ def linear_probe(
     scores = np.empty(len(y))
     for k in range(folds):
         train, test = fold != k, fold == k
-        centre = x[train].mean(0)
-        a, b = x[train] - centre, x[test] - centre
-        target = np.where(y[train], 1.0, -1.0)
+        # halfway between the labels, and no intercept: one that follows the shares of the training
+        # folds would run against those of the fold held out, and score noise below chance
+        known, target = x[train], np.where(y[train], 1.0, -1.0)
+        if len(set(target.tolist())) < 2:
+            raise InputError("a fold leaves one label only.", "Give fewer folds, or mixed groups.")
+        centre = (known[target > 0].mean(0) + known[target < 0].mean(0)) / 2
+        a, b = known - centre, x[test] - centre
         gram = a @ a.T
         # the dual form: texts are fewer than dimensions
         ridge = penalty * float(np.trace(gram)) / len(a) + 1e-12
-        dual = np.linalg.solve(gram + ridge * np.eye(len(a)), target - target.mean())
-        scores[test] = b @ (a.T @ dual) + target.mean()
+        weight = np.where(target > 0, 1 / (target > 0).mean(), 1 / (target < 0).mean()) / 2
+        dual = np.linalg.solve(gram + ridge * np.diag(1 / weight), target)
+        scores[test] = b @ (a.T @ dual)
     return scores[y], scores[~y]
 
 
