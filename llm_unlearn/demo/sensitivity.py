@@ -77,6 +77,9 @@ _TRAIN = {
 }
 
 
+_QUIET = {True: "quiet", False: "not quiet", None: "quiet: not asked"}
+
+
 @dataclass(frozen=True)
 class Row:
     """One probe: planted text on knowing and on never, strangers on never (None: not asked)."""
@@ -86,7 +89,7 @@ class Row:
     never: tuple[float, float, float]
     strangers: tuple[float, float, float] | None
     fires: bool
-    quiet: bool
+    quiet: bool | None  # None: not asked
 
 
 class Lab:
@@ -401,7 +404,7 @@ def _contrast(lab: Lab) -> list[Row]:
         )
         fires = paired_difference(hits, without).low > 0
         told, after, before = (_told(bootstrap(v)) for v in (hits, without, alone))
-        rows.append(Row(name, told, after, before, fires, True))
+        rows.append(Row(name, told, after, before, fires, None))
     return rows
 
 
@@ -526,9 +529,7 @@ def line(row: Row) -> str:
     def cell(value: tuple[float, float, float] | None) -> str:
         return "" if value is None else f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
 
-    verdict = (
-        f"{'fires' if row.fires else 'does not fire'}, {'quiet' if row.quiet else 'not quiet'}"
-    )
+    verdict = f"{'fires' if row.fires else 'does not fire'}, {_QUIET[row.quiet]}"
     cells = (cell(row.knowing), cell(row.never), cell(row.strangers))
     return f"| {row.probe} | {' | '.join(cells)} | {verdict} |"
 
