@@ -554,7 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n| probe | knows it | never had it | strangers, never had | verdict |")
     print("| --- | --- | --- | --- | --- |")
     print("\n".join(line(row) for row in rows))
-    wrong = [r.probe for r in rows if not r.quiet or (not r.fires and "blind" not in r.probe)]
+    wrong = [r.probe for r in rows if r.quiet is False or (not r.fires and "blind" not in r.probe)]
     print(f"\n{len(rows)} probes; not as they should be: {', '.join(wrong) or 'none'}.")
     return 1 if wrong else 0
 
