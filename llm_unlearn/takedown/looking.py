@@ -139,5 +139,8 @@ def watching(opened: Opened, fresh: Collection[bytes]) -> Iterator[None]:
             for row in rows:
                 intake.unlook(row)
     yield
-    found = plans(opened, rows, among=fresh) if rows else []
+    try:
+        found = plans(opened, rows, among=fresh) if rows else []
+    except UnlearnError:
+        return  # what came in stays in, whatever keeps others from being read
     _fence(intake, list(zip(rows, found, strict=True)))
