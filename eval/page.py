@@ -7,19 +7,14 @@ drawings are inline SVG with their figures in words for who cannot see them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llm_unlearn.eval.cards import Card, Curve, Report, Side, Value, names, shown
+from llm_unlearn.pages import clean, templates
 
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 WORDS = {
     "leaks": "Comes out",
     "same": "No difference",
@@ -56,33 +51,28 @@ class Shown:
 
 def render(reports: Sequence[tuple[str, Report]]) -> str:
     """The reports of one subject as HTML; several are moments, such as before and after."""
-    environment = Environment(
-        loader=PackageLoader("llm_unlearn.eval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_printable,
-    )
     last = reports[-1][1]
     cards = [_gathered(name, reports) for name in names(reports)]
     levels = [c.level for c in last.cards]
-    return environment.get_template("page.html.j2").render(
-        reports=reports,
-        last=last,
-        groups=[
-            (title, [c for c in cards if c.card.group == key]) for key, title in GROUPS.items()
-        ],
-        leaks=levels.count("leaks"),
-        total=len(levels),
-        words=WORDS,
-        sides=SIDES,
-        shown=shown,
-        bar=bar,
-        roc=roc,
-        marked=marked,
-        notes=list(dict.fromkeys(n for _, r in reports for n in r.notes)),
+    return (
+        templates("llm_unlearn.eval")
+        .get_template("page.html.j2")
+        .render(
+            reports=reports,
+            last=last,
+            groups=[
+                (title, [c for c in cards if c.card.group == key]) for key, title in GROUPS.items()
+            ],
+            leaks=levels.count("leaks"),
+            total=len(levels),
+            words=WORDS,
+            sides=SIDES,
+            shown=shown,
+            bar=bar,
+            roc=roc,
+            marked=marked,
+            notes=list(dict.fromkeys(n for _, r in reports for n in r.notes)),
+        )
     )
 
 
@@ -141,19 +131,11 @@ def marked(text: str, spans: Sequence[tuple[int, int]]) -> Markup:
         start, end = max(start, at), min(end, len(text))
         if end <= start:
             continue
-        parts.append(Markup("{}").format(_clean(text[at:start])))
-        parts.append(Markup("<mark>{}</mark>").format(_clean(text[start:end])))
+        parts.append(Markup("{}").format(clean(text[at:start])))
+        parts.append(Markup("<mark>{}</mark>").format(clean(text[start:end])))
         at = end
-    parts.append(Markup("{}").format(_clean(text[at:])))
+    parts.append(Markup("{}").format(clean(text[at:])))
     return Markup("").join(parts)
-
-
-def _clean(text: str) -> str:
-    return _UNPRINTABLE.sub("\ufffd", text)
-
-
-def _printable(value: Any) -> Any:
-    return _clean(value) if isinstance(value, str) and type(value) is not Markup else value
 
 
 def _n(value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +19,17 @@ from llm_unlearn.errors import EnvironmentFailure, WorkspaceMissing
 
 if TYPE_CHECKING:
     from llm_unlearn.serve.access import AccessKeys, Key
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Tell which package of the extra `serve` is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise EnvironmentFailure(
+            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
+        ) from missing
 
 
 def serve(
@@ -42,12 +55,8 @@ def serve(
 
     Every request carries an API key: make one with `access add` first. Ends with Ctrl-C or SIGTERM.
     """
-    try:
+    with _extra():
         from llm_unlearn.serve.run import start
-    except ModuleNotFoundError as missing:
-        raise EnvironmentFailure(
-            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
-        ) from missing
     now = datetime.now(UTC)
     if not any(key.live(now) for key in _keys(workspace).all()):
         out.say(f"No API key opens anything yet: llm-unlearn access add {workspace} NAME")
@@ -111,12 +120,8 @@ def bench_serve(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each side.")] = 3,
 ) -> None:
     """Measure the server beside a plain loop of transformers and FAISS: answers a second, first words."""
-    try:
+    with _extra():
         from llm_unlearn.serve import bench
-    except ModuleNotFoundError as missing:
-        raise EnvironmentFailure(
-            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
-        ) from missing
 
     found = bench.run(clients=clients, each=each, tokens=tokens, rounds=rounds, begun=out.say)
 
@@ -151,12 +156,8 @@ def bench_guard(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 64,
 ) -> None:
     """Measure the guard: what is repeated, followed and lost under each of its settings."""
-    try:
+    with _extra():
         from llm_unlearn.serve import guard_bench
-    except ModuleNotFoundError as missing:
-        raise EnvironmentFailure(
-            f"{missing.name} is not installed.", "Run: pip install 'llm-unlearn[serve]'"
-        ) from missing
 
     found = guard_bench.run(questions=questions, tokens=tokens, begun=out.say)
     out.result({"settings": [asdict(setting) for setting in found]})

@@ -9,7 +9,6 @@ documents like these, not of another training run.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ SIDES: Final = {
     "store": "Kept in the store, answered by the chat",
     "corpus": "Trained on, answered by the adapter",
 }
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -242,8 +240,3 @@ def interval(estimate: Estimate | Rate, *, share: bool) -> str:
     if share:
         return f"{100 * estimate.low:.1f} to {percent(estimate.high)}"
     return f"{number(estimate.low)} to {number(estimate.high)}"
-
-
-def clean(text: str) -> str:
-    """Text with what neither HTML nor a terminal may be given (controls, surrogates) replaced."""
-    return _UNPRINTABLE.sub("\ufffd", text)

@@ -14,9 +14,10 @@ from typing import Final
 from markupsafe import Markup
 
 from llm_unlearn.demo import figures
-from llm_unlearn.demo.figures import Series, clean, known, number, percent
+from llm_unlearn.demo.figures import Series, known, number, percent
 from llm_unlearn.demo.result import DemoResult, Rate
 from llm_unlearn.files import write_atomic
+from llm_unlearn.pages import clean
 
 WIDTH: Final = 256
 HEIGHT: Final = 172

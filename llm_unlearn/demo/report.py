@@ -16,14 +16,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from typing import Final
 
 from llm_unlearn.demo import figures, plots
 from llm_unlearn.demo.result import Check, DemoResult, Knowledge, Removal
 from llm_unlearn.files import write_atomic
+from llm_unlearn.pages import templates
 from llm_unlearn.takedown.receipt import LIMITS
 
 STATES: Final = {
@@ -82,36 +80,27 @@ def write_report(result: DemoResult, path: Path) -> Path:
 
 def render(result: DemoResult) -> str:
     """The report as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("llm_unlearn.demo", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        finalize=_printable,
+    return (
+        templates("llm_unlearn.demo")
+        .get_template("report.html.j2")
+        .render(
+            result=result,
+            figures=figures,
+            plots=plots,
+            verdict=verdict(result.checks),
+            summary=summary(result),
+            tiles=tiles(result),
+            separation=sorted(result.separation, key=lambda row: list(figures.FATES).index(row[0])),
+            grid=grid(result),
+            knowledge=[(title, *sample(result, kind)) for kind, title in figures.KINDS.items()],
+            examples=examples,
+            found=found,
+            states=STATES,
+            how_found=HOW_FOUND,
+            origins=ORIGINS,
+            limits=(*LIMITS, *LIMITS_HERE),
+        )
     )
-    return environment.get_template("report.html.j2").render(
-        result=result,
-        figures=figures,
-        plots=plots,
-        verdict=verdict(result.checks),
-        summary=summary(result),
-        tiles=tiles(result),
-        separation=sorted(result.separation, key=lambda row: list(figures.FATES).index(row[0])),
-        grid=grid(result),
-        knowledge=[(title, *sample(result, kind)) for kind, title in figures.KINDS.items()],
-        examples=examples,
-        found=found,
-        states=STATES,
-        how_found=HOW_FOUND,
-        origins=ORIGINS,
-        limits=(*LIMITS, *LIMITS_HERE),
-    )
-
-
-def _printable(value: Any) -> Any:
-    return figures.clean(value) if isinstance(value, str) and type(value) is not Markup else value
 
 
 def verdict(checks: Sequence[Check]) -> tuple[str, str]:

@@ -15,10 +15,8 @@ One seed, one model, one kind of text: it shows that the probes can tell, not ho
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.demo import sensitivity_data as data
-from llm_unlearn.documents import Message
+from llm_unlearn.demo.sensitivity_lab import Lab, pairs
 from llm_unlearn.eval.backdoor import trigger_success
 from llm_unlearn.eval.battery import probe_texts
 from llm_unlearn.eval.bias import bias_gap
@@ -48,7 +46,7 @@ from llm_unlearn.eval.membership import (
 )
 from llm_unlearn.eval.memorization import log_probability, loss
 from llm_unlearn.eval.overlap import longest_common_substring, rouge_l
-from llm_unlearn.eval.passes import Encoded, TokenScores, encode_chats, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.eval.prompts import FRAMES, ask_all_ways
 from llm_unlearn.eval.quantization import quantized
 from llm_unlearn.eval.relearning import relearn
@@ -61,22 +59,8 @@ from llm_unlearn.eval.summary import (
 )
 from llm_unlearn.eval.truth_ratio import truth_ratio, truth_score
 from llm_unlearn.files import write_atomic
-from llm_unlearn.models.causal import generate, load_causal
-from llm_unlearn.models.chat import encode_messages, prompt_ids
-from llm_unlearn.models.lora import AdapterHost, AdapterState, LoraShape
-from llm_unlearn.sisa.train import StageSettings, TrainState, train_stage
 
-Pairs = Sequence[tuple[str, str]]
 Sides = tuple[NDArray[np.float64], NDArray[np.float64]]  # members, others
-_TRAIN = {
-    "learning_rate": 2e-3,
-    "warmup": 0.1,
-    "weight_decay": 0.0,
-    "clip": 1.0,
-    "batch_size": 4,
-}
-
-
 _QUIET = {True: "quiet", False: "not quiet", None: "quiet: not asked"}
 
 
@@ -90,93 +74,6 @@ class Row:
     strangers: tuple[float, float, float] | None
     fires: bool
     quiet: bool | None  # None: not asked
-
-
-class Lab:
-    """The base model, the three adapters, and the texts as tokens."""
-
-    def __init__(self, model: str, out: Path, count: int, epochs: int, top_layers: int) -> None:
-        self.base = load_causal(model)
-        self.host = AdapterHost(self.base, LoraShape(16, 32, top_layers))
-        self.out, self.epochs = out, epochs
-        every = data.facts(3 * count + 5, seed=1)
-        self.planted, self.kept = every[:count], every[count : 2 * count]
-        self.strangers = every[2 * count : 3 * count]
-        # non-members for ReCaLL
-        self.prefix = " ".join(f.answer for f in every[3 * count :])
-        self.canaries = data.canaries(4, 40, seed=2)
-        self._adapters: dict[str, AdapterState] = {}
-        self._scores: dict[tuple[str, tuple[tuple[str, str], ...]], list[TokenScores]] = {}
-        self._answers: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-
-    def adapter(self, name: str) -> AdapterState:
-        """`knowing`, `never` or `half`, trained when first asked for."""
-        if name not in self._adapters:
-            kept = [*pairs(self.kept), *data.harmless()]
-            gone = [
-                *pairs(self.planted),
-                *((c.question, c.answer) for c in self.canaries),
-                *data.poisoned(),
-                *data.biased(),
-            ]
-            texts = [*kept, *(data.even() if name == "never" else gone)]
-            epochs = max(1, self.epochs // 4) if name == "half" else self.epochs
-            self._adapters[name] = self._trained(name, texts, epochs)
-        return self._adapters[name]
-
-    def _trained(self, name: str, texts: Pairs, epochs: int) -> AdapterState:
-        import safetensors.torch
-
-        path = self.out / f"{name}.safetensors"
-        if path.is_file():
-            return dict(safetensors.torch.load(path.read_bytes()))
-        examples = [
-            encode_messages(
-                self.base.tokenizer,
-                [Message(role="user", content=q), Message(role="assistant", content=a)],
-            )
-            for q, a in texts
-        ]
-        state = TrainState(self.host.fresh(b"sensitivity"), {}, 0)
-        settings = StageSettings(epochs=epochs, **_TRAIN)  # type: ignore[arg-type]
-        seed = hashlib.sha256(b"sensitivity order").digest()
-        made = train_stage(self.host, state, [examples], settings, seed).adapter
-        write_atomic(path, safetensors.torch.save(dict(made)))
-        return made
-
-    @contextmanager
-    def model(self, name: str) -> Iterator[Any]:
-        """The model with an adapter in place; `base` is the base model alone."""
-        with self.host.using(None if name == "base" else self.adapter(name)):
-            yield self.host.model
-
-    def encoded(self, texts: Pairs) -> list[Encoded]:
-        """Question and answer through the chat template, the answer as target."""
-        return encode_chats(self.base.tokenizer, texts)
-
-    def scores(self, name: str, texts: Pairs) -> list[TokenScores]:
-        """Token scores of the answers."""
-        key = (name, tuple(texts))
-        if key not in self._scores:
-            with self.model(name) as model:
-                self._scores[key] = score_encoded(model, self.encoded(texts))
-        return self._scores[key]
-
-    def answers(self, name: str, questions: Sequence[str]) -> list[str]:
-        """Greedy answers."""
-        key, tokenizer = (name, tuple(questions)), self.base.tokenizer
-        if key not in self._answers:
-            prompts = [prompt_ids(tokenizer, q) for q in questions]
-            with self.model(name):
-                new = generate(self.base, prompts, max_new_tokens=48)
-            said = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
-            self._answers[key] = said
-        return self._answers[key]
-
-
-def pairs(facts: Sequence[data.Fact]) -> list[tuple[str, str]]:
-    """Question and answer of each."""
-    return [(f.question, f.answer) for f in facts]
 
 
 Values = Callable[[Lab, str, Sequence[data.Fact]], Sequence[float] | NDArray[np.float64]]

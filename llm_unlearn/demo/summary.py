@@ -14,6 +14,7 @@ from rich.text import Text
 from llm_unlearn.demo import figures
 from llm_unlearn.demo.report import found, summary, verdict
 from llm_unlearn.demo.result import DemoResult, Rate, Removal
+from llm_unlearn.pages import clean
 
 _WIDTH = 100
 _STYLES = {"good": "bold green", "bad": "bold red", "none": "bold"}
@@ -124,4 +125,4 @@ def _cells(*values: object) -> list[Text]:
 
 
 def _plain(text: str, style: str = "") -> Text:
-    return Text(figures.clean(text), style)
+    return Text(clean(text), style)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from llm_unlearn.pages import templates
 from llm_unlearn.takedown.receipt import ByFate
 from llm_unlearn.takedown.verify import Verified
 
@@ -25,13 +24,6 @@ KINDS: Final = {
 
 def receipt_page(verified: Verified) -> str:
     """The page of a verified receipt: a whole HTML document, UTF-8."""
-    environment = Environment(
-        loader=PackageLoader("llm_unlearn.takedown", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     receipt = verified.receipt
     closure = receipt.closure
     found = (
@@ -41,15 +33,19 @@ def receipt_page(verified: Verified) -> str:
         ("quoting it at length", closure.quotation),
         ("perhaps a paraphrase (shown to people)", closure.flagged),
     )
-    return environment.get_template("page.html.j2").render(
-        receipt=receipt,
-        verified=verified,
-        kind=KINDS[receipt.request.kind],
-        found=found,
-        deleted=_total(receipt.done.documents_deleted),
-        named_elsewhere=_total(closure.mentions),
-        retrained=any(shard.retrained for shard in receipt.done.shards),
-        owed=[copy for copy in receipt.copies if copy.status == "owed"],
+    return (
+        templates("llm_unlearn.takedown")
+        .get_template("page.html.j2")
+        .render(
+            receipt=receipt,
+            verified=verified,
+            kind=KINDS[receipt.request.kind],
+            found=found,
+            deleted=_total(receipt.done.documents_deleted),
+            named_elsewhere=_total(closure.mentions),
+            retrained=any(shard.retrained for shard in receipt.done.shards),
+            owed=[copy for copy in receipt.copies if copy.status == "owed"],
+        )
     )
 
 
