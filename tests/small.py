@@ -13,7 +13,9 @@ SECRETS = {
 }
 
 
-def tiny_config(references: dict[str, str], kind: str = "llama", **training: object) -> Config:
+def tiny_config(
+    references: dict[str, str], kind: str = "llama", *, never_had: bool = False, **training: object
+) -> Config:
     """Two shards of two slices on a tiny model; every document without an acl trains."""
     settings = {
         "shards": 2,
@@ -32,7 +34,8 @@ def tiny_config(references: dict[str, str], kind: str = "llama", **training: obj
             "embedder": references["embedder"],
             "training": settings,
             "answering": {"max_new_tokens": 8},
-            "takedown": {"fence_flagged": False},  # to a random embedder everything is alike
+            # to a random embedder everything is alike
+            "takedown": {"fence_flagged": False, "never_had": never_had},
             "separation": {
                 "rules": [
                     {"name": "bad", "when": {"tags": ["bad"]}, "then": "refused"},

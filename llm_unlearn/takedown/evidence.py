@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import UnlearnError
+from llm_unlearn.models.lora import AdapterState
 from llm_unlearn.opened import Opened
 from llm_unlearn.retrieval.vault import Record
+from llm_unlearn.sisa.build import Progress, build, shard_states
+from llm_unlearn.sisa.layout import Slice
+from llm_unlearn.sisa.train import TrainState
 from llm_unlearn.takedown.probing import NAMES, Leakage, probe
 from llm_unlearn.takedown.receipt import Probe, Scan, decimal
 from llm_unlearn.takedown.scanning import scan_for
@@ -74,9 +78,12 @@ class Evidence:
 class Moments:
     """Leakage at the moments of a takedown, and the final scan."""
 
-    def __init__(self, opened: Opened, evidence: Evidence | None) -> None:
+    def __init__(
+        self, opened: Opened, evidence: Evidence | None, progress: Progress | None = None
+    ) -> None:
         self._opened = opened
         self._evidence = evidence
+        self._progress = progress
         self._before: dict[str, float] | None = None
         self._rolled_back: dict[str, float] | None = None
 
@@ -99,6 +106,7 @@ class Moments:
         if self._before is None or self._rolled_back is None:
             return None
         after = self._measure(self._serving())
+        never = self._never_had()
         return [
             Probe(
                 name=f"{name}, mean over {len(self._evidence.learned) if self._evidence else 0} "
@@ -106,7 +114,7 @@ class Moments:
                 before=decimal(self._before[name]),
                 rolled_back=decimal(self._rolled_back[name]),
                 after=decimal(after[name]),
-                never_had="not built",
+                never_had="not built" if never is None else decimal(never[name]),
             )
             for name in NAMES
         ]
@@ -128,24 +136,67 @@ class Moments:
         return {s.shard: s.serving.name for s in self._opened.states() if s.serving}
 
     def _measure(self, names: Mapping[int, str]) -> dict[str, float]:
+        """Means over all removed training documents, each asked of its shard's checkpoint."""
+        listed, load = self._opened.checkpoints.listed(), self._opened.checkpoints.load
+        return self._probe(
+            {n: load(listed[name]).adapter for n, name in names.items() if name in listed}
+        )
+
+    def _never_had(self) -> dict[str, float] | None:
+        """The same of shards built from the base model and the retained documents alone, in memory.
+
+        None where the configuration does not ask for it, or where it cannot be built here.
+        """
+        opened = self._opened
+        if not opened.config.takedown.never_had:
+            return None
+        wanted = opened.wanted()
+        states = shard_states({shard: wanted[shard] for shard in self._shards()}, {})
+        last = {
+            lane.wanted[-1].name: state.shard
+            for state in states
+            for lane in state.lanes[:1]  # the one that serves when all are whole
+        }
+        built: dict[int, AdapterState] = {}
+
+        def keep(part: Slice, made: TrainState) -> None:
+            if part.name in last:
+                built[last[part.name]] = made.adapter
+
+        try:
+            opened.check_recipe()
+            build(
+                states,
+                opened.models.host,
+                opened.checkpoints,  # from which nothing is read, and to which nothing is written
+                opened.training,
+                opened.examples,
+                self._progress,
+                keep,
+            )
+            return self._probe(built)
+        except UnlearnError:
+            return None  # a comparison that cannot be made must not hold back the receipt
+
+    def _shards(self) -> list[int]:
+        learned = self._evidence.learned if self._evidence else ()
+        return sorted({shard for _, shard in learned})
+
+    def _probe(self, adapters: Mapping[int, AdapterState]) -> dict[str, float]:
+        """Ask each removed training document of its shard's adapter; without one, of the base model."""
         evidence, opened = self._evidence, self._opened
         if evidence is None:
             raise AssertionError("measuring needs the text")
-        listed = opened.checkpoints.listed()
-        values: list[Leakage] = []
-        for shard in sorted({shard for _, shard in evidence.learned}):
-            documents = [document for document, where in evidence.learned if where == shard]
-            name = names.get(shard)
-            adapter = opened.checkpoints.load(listed[name]).adapter if name in listed else None
-            values.append(
-                probe(
-                    opened.models.host,
-                    adapter,
-                    documents,
-                    max_tokens=opened.training.max_tokens,
-                    max_new_tokens=opened.config.answering.max_new_tokens,
-                )
+        values = [
+            probe(
+                opened.models.host,
+                adapters.get(shard),
+                [document for document, where in evidence.learned if where == shard],
+                max_tokens=opened.training.max_tokens,
+                max_new_tokens=opened.config.answering.max_new_tokens,
             )
+            for shard in self._shards()
+        ]
         pooled = Leakage(
             tuple(v for leakage in values for v in leakage.probability),
             tuple(v for leakage in values for v in leakage.extraction),

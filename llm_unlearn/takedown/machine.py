@@ -267,7 +267,7 @@ class Takedowns:
         if len(running) > 1:
             for item in running:
                 item.case.together = max(item.case.together, len(running))
-        moments = Moments(opened, evidence)
+        moments = Moments(opened, evidence, self._progress)
         self._erase(running, moments)
         waiting = self._retrain_all([r for r in running if r.filed.state == "disposed"], moments)
         outcomes = []
