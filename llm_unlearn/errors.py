@@ -48,6 +48,10 @@ class InputError(UnlearnError):
     exit_code = 3
 
 
+class NoEffect(InputError):
+    """A method with these settings would leave every weight as it is."""
+
+
 class NotFound(UnlearnError):
     """The thing asked for is not there."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, NoEffect
 from llm_unlearn.eval.benchmarks.tofu import forget_quality
 from llm_unlearn.experiments import fronts
 from llm_unlearn.experiments.cells import Cell, claim, kept
@@ -39,6 +39,7 @@ from llm_unlearn.sisa.recipe import pin_threads
 
 EXACT: Mapping[Side, str] = {"monolith": "naive retraining", "shard": "SISA deletion"}
 Told = Callable[[str], None]
+_NOTHING = {"verdict": "partly", "stop": "no effect", "steps": 0, "seconds": 0.0, "tokens": 0}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,13 @@ class _Bench:
             aim = job.Target(host, dict(start))
             material = job.material(aim, how, texts, settings)
             place = self.lab.folder / f"{self.side}-{chosen.label.replace(' ', '-')}-{shard}.part"
-            done = forget(host, start, how, material, settings, resume=place)
+            try:
+                done = forget(host, start, how, material, settings, resume=place)
+            except NoEffect as error:  # a row like another: it forgot nothing
+                self.told(f"seed {seed}, {self.side}: {chosen.label}, shard {shard}: {error}")
+                adapters[shard] = dict(start)
+                runs.append({"shard": shard, **_NOTHING, "method": chosen.name, "why": str(error)})
+                continue
             adapters[shard] = done.state
             record = done.record
             seconds, tokens = seconds + record.seconds, tokens + record.tokens

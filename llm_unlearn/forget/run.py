@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, NoEffect
 from llm_unlearn.forget import state as states
 from llm_unlearn.forget.data import Material, inputs_digest
 from llm_unlearn.forget.method import Direct, Groups, Method, Stepwise
@@ -291,7 +291,12 @@ class _Run:
         self.tokens = sum(len(item.ids) for item in (*self.forget, *self.retain))
         scale = self.settings.strength
         for _ in range(_HALVINGS + 1):
-            state = dict(move.at(scale))
+            try:
+                state = dict(move.at(scale))
+            except NoEffect:
+                if scale == self.settings.strength:
+                    raise
+                break  # what kept utility would be nothing at all
             self.weights.load(state)
             measured = self._measure()
             self.looks.append(Look(at=scale, loss=None, measured=measured))

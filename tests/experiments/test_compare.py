@@ -82,6 +82,22 @@ def test_a_method_changes_weights_and_a_front_does_not(done: tuple[Path, Result]
         assert in_context["forget probability"] != taught.values["forget probability"]
 
 
+def test_a_method_without_effect_is_a_row_like_another(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    told: list[str] = []
+    idle = "methods=[{name: ssd, settings: {alpha: 1000000}}]"
+    result = run(config, out, None, [*ONE, idle], told=told.append)
+    for side in ("monolith", "shard"):
+        taught, ssd = _cell(out, side, "taught"), _cell(out, side, "ssd")
+        assert (ssd.values, ssd.weights) == (taught.values, taught.weights)
+        assert _row(result, side, "ssd")["verdict"] == "barely"
+    assert {run["stop"] for run in result.plain["runs"]} == {"no effect"}
+    assert any("No weight was dampened" in line for line in told)
+
+
 def test_every_row_is_asked_the_same(done: tuple[Path, Result]) -> None:
     out, _ = done
     cells = [Cell.model_validate_json(p.read_bytes()) for p in (out / "cells").glob("*.json")]

@@ -144,6 +144,15 @@ def test_a_move_that_wrecks_is_halved(knowing: tuple[AdapterHost, State]) -> Non
         assert record.report["taken"] == looks[-1]
 
 
+def test_a_move_that_is_nothing_once_halved_has_failed(knowing: tuple[AdapterHost, State]) -> None:
+    """With 3 of 8 to forget a ratio is at most 8/3: alpha 2 dampens something, alpha 4 nothing."""
+    record = _forget(
+        knowing, "ssd", utility_floor=0.999, own={"alpha": 2.0, "dampening": 0.01}
+    ).record
+    assert [look.at for look in record.looks] == [1.0]
+    assert (record.stop, record.verdict, record.report["taken"]) == ("utility", "failed", 0.0)
+
+
 def test_strength_scales(knowing: tuple[AdapterHost, State]) -> None:
     gone = [
         _forget(knowing, "graddiff", rules=False, epochs=2, strength=s).record.after.forget

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import NoEffect
 from llm_unlearn.forget.method import Direct, Move
 from llm_unlearn.forget.passes import Item, Passes
 
@@ -89,9 +89,10 @@ class Dampening(Direct):
                 for name, f, e in zip(names, forgotten, everything, strict=True)
             }
             if all(state[name].equal(start[name]) for name in names):
-                raise InputError(
-                    f"No weight was dampened: the largest importance ratio is {ratio:.3g}, alpha is "
-                    f"{self.alpha / strength:.3g}, and a fresh adapter is zero already.",
+                raise NoEffect(
+                    f"No weight was dampened: the largest importance ratio is {ratio:.3g} (with "
+                    f"{len(forget)} of {total} pieces to forget it is at most {total / len(forget):.3g}), "
+                    f"alpha is {self.alpha / strength:.3g}, and a fresh adapter is zero already.",
                     "Lower alpha, or choose --full or a trained --adapter.",
                 )
             return state
