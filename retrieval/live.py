@@ -105,6 +105,11 @@ class LiveIndex:
             found.append((float(exact_scores(row, query)[0]), entry, chunk))
         return found
 
+    def visible(self, tests: Tests) -> list[Entry]:
+        """The documents that pass every test."""
+        mask = self._mask(tests)
+        return [e for e in self.index.entries() if mask is None or mask[e.number]]
+
     def _mask(self, tests: Tests) -> NDArray[np.bool_] | None:
         rest = {name: test for name, test in tests.items() if name != "handle"}
         mask = combine(self.attributes, rest, len(self.index.numbers))

@@ -235,10 +235,17 @@ class Store:
         """
         return add_pieces(self.vault, documents, self._preparer, self.fate, progress)
 
-    def update(self, document: Document) -> None:
+    def update(
+        self, document: Document, ready: tuple[Sequence[Span], Floats] | None = None
+    ) -> None:
         """Replace the document of the same id; no chunk of the old one stays.
 
+        Args:
+            document: the new one.
+            ready: its chunks and vectors, if they were made elsewhere (see `add_ready`).
+
         Raises:
+            InputError: `ready` does not fit the document.
             NotFound: no document has this id.
             AccessDenied: it is under a legal hold, or being deleted.
         """
@@ -250,7 +257,11 @@ class Store:
                 f"the document {document.id!r} is {record.state} and cannot be changed.",
                 "Release it first." if record.state == "held" else "",
             )
-        self.vault.replace([self._preparer.record(document, self.fate)])
+        if ready is None:
+            new = self._preparer.record(document, self.fate)
+        else:
+            new = self._preparer.ready(document, *ready, self.fate)
+        self.vault.replace([new])
 
     def delete(
         self,
@@ -386,11 +397,30 @@ class Store:
         k: int = 5,
         diversity: float = 0.0,
         where: Where | None = None,
+        text: str = "",
+        mode: Mode = "dense",
     ) -> list[Hit]:
-        """As a dense `search`, for a vector (dim,) of any length but zero."""
+        """As `search`, for a vector (dim,) of any length but zero.
+
+        `lexical` and `hybrid` also need the words of the question in `text`.
+        """
         tests = access(groups, where, self.vault.mark)
         unit = embedding.unit(vector, self.embedder.dim)
-        return self._answer(Query("", unit, k, tests, diversity=diversity))
+        if mode != "dense" and not text.strip():
+            raise InputError("the query is empty.", "Ask something.")
+        return self._answer(Query(text, unit, k, tests, mode, diversity))
+
+    def known(self, *, groups: Collection[str], where: Where | None = None) -> list[parts.Meta]:
+        """What is known of every live document that the groups may see, by id; not to be changed.
+
+        Raises:
+            AccessDenied: `groups` is empty.
+        """
+        tests = access(groups, where, self.vault.mark)
+        with self._lock:
+            self._live.refresh()
+            notes = [entry.note for entry in self._live.visible(tests)]
+        return sorted((note.meta for note in notes), key=lambda meta: meta.id)
 
     def get(self, ids: Sequence[str], *, groups: Collection[str]) -> list[Document]:
         """The live documents of these ids that the groups may see, whole, in the order given.

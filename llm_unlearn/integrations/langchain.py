@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, ValidationError
-from tokenizers import Tokenizer, models, pre_tokenizers
+from pydantic import ConfigDict
+from tokenizers import Tokenizer
 
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import EnvironmentFailure, InputError
+from llm_unlearn.integrations.common import FIELDS, OutsideEmbedder, as_document, put, whole
 from llm_unlearn.retrieval import Hit, Store, StoreSettings
-from llm_unlearn.retrieval.embedding import Embedder, Floats
+from llm_unlearn.retrieval.embedding import Embedder
 from llm_unlearn.retrieval.where import Where
 
 try:
@@ -39,11 +40,8 @@ __all__ = ["LangChainEmbedder", "UnlearnRetriever", "UnlearnVectorStore"]
 Mode = Literal["dense", "lexical", "hybrid"]
 Filter = Where | Mapping[str, Any] | None  # a mapping is about metadata
 
-FIELDS = ("subject", "source", "license", "acl")
-_MOST = 1000  # chunks of one search
 
-
-class LangChainEmbedder:
+class LangChainEmbedder(OutsideEmbedder):
     """LangChain's `Embeddings` as the store's `Embedder`.
 
     Args:
@@ -57,13 +55,7 @@ class LangChainEmbedder:
         self, embeddings: Embeddings, *, digest: str, tokenizer: Tokenizer | None = None
     ) -> None:
         self.embeddings = embeddings
-        self.digest = digest
-        self.dim = len(embeddings.embed_query("dimension"))
-        self.tokenizer = tokenizer or _words()
-
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Texts (n) to unit rows (n, dim) float32."""
-        return _units(self.embeddings.embed_documents(list(texts)))
+        super().__init__(embeddings.embed_documents, digest, tokenizer)
 
 
 class _Own(Embeddings):
@@ -161,13 +153,7 @@ class UnlearnVectorStore(VectorStore):
             name: self._document(name, text, metadata)
             for name, text, metadata in zip(names, given, known, strict=True)
         }
-        vault = self.store.vault
-        new = [d for d in documents.values() if vault.find(vault.mark("id", d.id)) is None]
-        fresh = {document.id for document in new}
-        self.store.add(new)
-        for document in documents.values():
-            if document.id not in fresh:
-                self.store.update(document)
+        put(self.store, [(document, None) for document in documents.values()])
         return names
 
     def delete(
@@ -286,26 +272,10 @@ class UnlearnVectorStore(VectorStore):
                 query, groups=allowed, k=chunks, diversity=diversity, where=_where(filter)
             )
 
-        return whole(self.store, find, k, allowed)
+        return [(_out(d), score) for d, score in whole(self.store, find, k, allowed)]
 
     def _document(self, name: str, text: str, metadata: Mapping[Any, Any]) -> Document:
-        own = {key: value for key, value in metadata.items() if key in self.fields}
-        if isinstance(own.get("acl"), str):
-            own["acl"] = [own["acl"]]
-        try:
-            made = Document(id=name, text=text, metadata=dict(metadata), **own)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"the document {name!r} cannot be kept: {where} {first['msg']}.", "Change it."
-            ) from error
-        if made.id != name or made.metadata != metadata:
-            raise InputError(
-                f"the id or metadata of {name!r} would not come back as given.",
-                "Leave out blanks around names, and values that are not JSON.",
-            )
-        return made
+        return as_document(name, text, metadata, metadata, self.fields)
 
 
 class UnlearnRetriever(BaseRetriever):
@@ -336,32 +306,7 @@ class UnlearnRetriever(BaseRetriever):
             where = _where(self.where)
             return store.search(query, groups=self.groups, k=chunks, mode=self.mode, where=where)
 
-        return [document for document, _ in whole(store, find, self.k, self.groups)]
-
-
-def whole(
-    store: Store, find: Callable[[int], list[Hit]], k: int, groups: Collection[str]
-) -> list[tuple[LangChainDocument, float]]:
-    """The first `k` different documents of a ranking of chunks, each with its best chunk's score.
-
-    Args:
-        store: where they are.
-        find: the so many best chunks.
-        k: how many documents.
-        groups: who asks.
-    """
-    chunks = k
-    while True:
-        hits = find(chunks)
-        scores: dict[str, float] = {}
-        for hit in hits:
-            scores.setdefault(hit.document, hit.score)
-        if len(scores) >= k or len(hits) < chunks or chunks >= _MOST:
-            break
-        chunks = min(4 * chunks, _MOST)
-    chosen = list(scores)[:k]
-    # One that is deleted between the search and this is left out, as it must be.
-    return [(_out(d), scores[d.id]) for d in store.get(chosen, groups=groups)]
+        return [_out(document) for document, _ in whole(store, find, self.k, self.groups)]
 
 
 def _where(filter: Filter) -> Where | None:
@@ -378,17 +323,3 @@ def _out(document: Document) -> LangChainDocument:
     return LangChainDocument(
         id=document.id, page_content=document.content, metadata=dict(document.metadata)
     )
-
-
-def _units(vectors: Sequence[Sequence[float]]) -> Floats:
-    wide = np.asarray(vectors, np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    if not np.all(np.isfinite(wide)) or not np.all(norms > 0):
-        raise InputError("the embeddings hold a vector of length 0 or a number that is not finite.")
-    return np.asarray(wide / norms, np.float32)
-
-
-def _words() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokenizer
