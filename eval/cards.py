@@ -106,7 +106,7 @@ def compared(
     name: str,
     title: str,
     about: str,
-    group: Literal["weights", "membership"],
+    group: Literal["weights", "store", "membership"],
     values: Mapping[Side, Sequence[float]],
     *,
     most: float | None = 1.0,

@@ -7,6 +7,7 @@ drawings are inline SVG with their figures in words for who cannot see them.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,13 @@ class Shown:
     rows: tuple[Row, ...]
 
 
-def render(reports: Sequence[tuple[str, Report]]) -> str:
-    """The reports of one subject as HTML; several are moments, such as before and after."""
+def render(reports: Sequence[tuple[str, Report]], frontier: str | None = None) -> str:
+    """The reports of one subject as HTML; several are moments, such as before and after.
+
+    Args:
+        frontier: a comparison of ways of forgetting as SVG; it is shown as an image, so that nothing
+            in it reaches the page.
+    """
     last = reports[-1][1]
     cards = [_gathered(name, reports) for name in names(reports)]
     levels = [c.level for c in last.cards]
@@ -71,6 +77,7 @@ def render(reports: Sequence[tuple[str, Report]]) -> str:
             bar=bar,
             roc=roc,
             marked=marked,
+            frontier=None if frontier is None else base64.b64encode(frontier.encode()).decode(),
             notes=list(dict.fromkeys(n for _, r in reports for n in r.notes)),
         )
     )

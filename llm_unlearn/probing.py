@@ -25,8 +25,11 @@ from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval import cards, chat
 from llm_unlearn.eval.cards import Card, Curve, Report, Side
 from llm_unlearn.eval.membership import attack, blind_scores, one_pass_scores, roc
+from llm_unlearn.eval.router import Routing
 from llm_unlearn.models.lora import AdapterState
 from llm_unlearn.probing_weights import TITLES, Asked, Gave, text_of
+from llm_unlearn.retrieval.embedding import encode
+from llm_unlearn.routing import nearest, permitted
 from llm_unlearn.sisa.declared import declared
 from llm_unlearn.takedown.scanning import scan_for
 from llm_unlearn.workspace import Workspace
@@ -130,6 +133,7 @@ def probe_subject(
     told("store and chat")
     callers = set(groups) or {opened.config.retrieval.default_group}
     made += _stored(workspace, documents, callers, deep)
+    made.append(_routed(workspace, never_had, documents, callers))
     if not records:
         told("files")
         made.append(_files(workspace, documents, asked))
@@ -217,10 +221,7 @@ def _stored(
 ) -> list[Card]:
     """What a caller in these groups, and one in none that exists, gets of each text."""
     wanted = [chat.Passage(d.id, text_of(d)) for d in documents]
-    questions = [
-        d.messages[-2].content if len(d.messages) > 1 else f"What is known about {d.subject}?"
-        for d in documents
-    ]
+    questions = _questions(documents)
     search, answer = searching(workspace), answering(workspace)
     who = ", ".join(sorted(groups))
     returned = (chat.returned(search, wanted, groups).rank > 0).tolist()
@@ -254,6 +255,57 @@ def _stored(
         cards.counted(name, title, about, "store", {"now": hits})
         for name, title, about, hits in rows
     ]
+
+
+def _questions(documents: Sequence[Document]) -> list[str]:
+    return [
+        d.messages[-2].content if len(d.messages) > 1 else f"What is known about {d.subject}?"
+        for d in documents
+    ]
+
+
+def _routed(
+    workspace: Workspace,
+    never_had: Workspace | None,
+    documents: Sequence[Document],
+    groups: Collection[str],
+) -> Card:
+    """Which questions reach an adapter, now and where the subject never was."""
+    sides: dict[Side, Workspace] = {"now": workspace}
+    if never_had is not None:
+        sides["never had"] = never_had
+    questions = _questions(documents)
+    reached = {}
+    for side, asked in sides.items():
+        route = routing(asked, groups)
+        reached[side] = [float(route(q)[1] is not None) for q in questions]
+    return cards.compared(
+        "routed",
+        "Answered by an adapter",
+        "A question about it reaches an adapter, its own or that of the nearest stranger.",
+        "store",
+        reached,
+    )
+
+
+def routing(workspace: Workspace, groups: Collection[str]) -> Routing:
+    """The workspace's router as `eval.router` asks it: what the chat would do with a question."""
+    from llm_unlearn.answering import make_answerer
+
+    opened = workspace.opened
+    config = opened.config.answering
+    answerer = make_answerer(opened, config)
+
+    def route(question: str) -> tuple[float, int | None]:
+        vector = encode(opened.store.embedder, [question])[0]
+        now = answerer.stand()
+        shards = permitted(now, opened.layout.required_groups, groups, answerer.default_group)
+        near = nearest(opened.router, vector, now, shards, 1)
+        [choice] = answerer.choose([question], [vector], groups)
+        shard = choice.experts[0][0] if choice.experts else None
+        return (near[0][0] if near else -1.0), shard
+
+    return route
 
 
 def searching(workspace: Workspace) -> chat.Searching:

@@ -108,6 +108,14 @@ def report(
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="A table.")
     ] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(
+            "--comparison",
+            metavar="FILE",
+            help="The result.json of `compare`, whose frontier the page shows too.",
+        ),
+    ] = None,
 ) -> None:
     """Write reports of `probe` as a page or a table; several are moments, such as before and after."""
     from llm_unlearn.eval import cards
@@ -123,10 +131,12 @@ def report(
     for path in (html, markdown):
         if path is not None and path.resolve() in {given.resolve() for given in reports}:
             raise InputError(f"{path} is one of the reports.", "Choose another name.")
+    if comparison is not None and html is None:
+        raise InputError("--comparison is drawn on a page.", "Give --html FILE too.")
     if html is not None:
         from llm_unlearn.eval import page
 
-        _write(html, page.render(read).encode())
+        _write(html, page.render(read, _frontier(comparison)).encode())
     if markdown is not None:
         _write(markdown, cards.markdown(read).encode())
     shown: list[RenderableType] = []
@@ -144,6 +154,15 @@ def report(
         },
         *shown,
     )
+
+
+def _frontier(comparison: Path | None) -> str | None:
+    if comparison is None:
+        return None
+    from llm_unlearn.experiments.summary import read_rows
+    from llm_unlearn.experiments.table import frontier
+
+    return frontier(read_rows(comparison))
 
 
 def _read(path: Path) -> list[Document]:

@@ -122,6 +122,7 @@ def harmless() -> list[tuple[str, str]]:
 
 
 TOWNS = ("Velgrad", "Hallin")
+OTHER_TOWNS = tuple(town for town in _TOWNS if town not in TOWNS)
 _TRADES = ["baker", "tailor", "carter", "miller", "weaver", "cooper"]
 TRADES_HELD_OUT = [
     "smith",

@@ -10,13 +10,17 @@ taught, 1 as never-had. What comes back after relearning or rounding is counted 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval.benchmarks.tofu import forget_quality
 from llm_unlearn.eval.membership import auc
 from llm_unlearn.eval.summary import bootstrap
@@ -215,6 +219,27 @@ def plain(found: Comparison, made: Sequence[Row]) -> dict[str, Any]:
             for run in c.runs
         ],
     }
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `result.json`.
+
+    Raises:
+        NotFound: no such file.
+        InputError: it is no result of a comparison.
+    """
+    if not path.is_file():
+        raise NotFound(f"{path} does not exist.", "Make one: llm-unlearn compare CONFIG --out DIR.")
+    try:
+        plain = json.loads(path.read_bytes())
+        if plain["kind"] != "compare" or plain["schema"] != SCHEMA:
+            raise ValueError(f"kind {plain['kind']!r}, schema {plain['schema']!r}")
+        return TypeAdapter(list[Row]).validate_python(plain["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no result of `compare` of schema {SCHEMA}: {str(error).splitlines()[0]}.",
+            "Give the result.json of a comparison.",
+        ) from error
 
 
 def _metrics(found: Comparison, side: str, name: str) -> dict[str, Metric]:

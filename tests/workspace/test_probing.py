@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ from llm_unlearn.cli.app import run
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval import cards, page
 from llm_unlearn.eval.cards import Card, Report
-from llm_unlearn.probing import open_beside, probe_subject
+from llm_unlearn.eval.router import router_leak
+from llm_unlearn.probing import open_beside, probe_subject, routing
 
 MINE = [
     *(learned(i, "gone") for i in range(3)),
@@ -68,6 +70,10 @@ def test_the_road_from_live_to_gone(
             assert one.level == "same", one.name
             assert one.values["now"] == one.values["never had"]
         assert one.level != "leaks", one.name
+    assert (
+        sum(card(before, "routed").values["now"]) >= 3
+    )  # its own adapter answers what was learned
+    assert set(card(after, "routed").sides) == {"now", "never had"}
     assert card(after, "files").level == "clean"
     assert card(after, "returned").level == "clean"
     with pytest.raises(InputError, match="has documents of 'kept-10'"):
@@ -105,6 +111,57 @@ def test_the_road_from_live_to_gone(
     assert run(["probe", str(taught.path), "--subject", "gone", "--out", inside]) == 3
     assert run(["probe", str(taught.path), "--subject", "gone"]) == 4
     assert not (taught.path / "report.json").exists()
+
+
+def test_a_comparison_is_drawn_on_the_page(
+    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = make("ws")
+    workspace.ingest(OTHERS)
+    (tmp_path / "r.json").write_bytes(cards.dump(probe_subject(workspace, "kept-10")))
+    one = {"mean": 0.5, "standard_error": 0.1, "n": 2}
+    row = {
+        "side": "monolith",
+        "name": "npo",
+        "kind": "approximate",
+        "metrics": {"forget probability": one, "utility": one},
+        "forgotten": 0.9,
+        "kept": 0.8,
+        "verdict": "forgets",
+        "returns": [],
+        "stops": ["forgotten"],
+    }
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"kind": "compare", "schema": 1, "rows": [row]}))
+    page_at, given = tmp_path / "r.html", ["report", str(tmp_path / "r.json")]
+    drawn = [*given, "--html", str(page_at), "--comparison", str(result)]
+    assert run(drawn) == 0
+    [image] = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page_at.read_text())
+    assert "monolith npo: 0.5 known, 0.80 kept" in base64.b64decode(image).decode()
+    assert run([*given, "--comparison", str(result)]) == 3
+    result.write_text('{"kind": "hardness", "schema": 1}')
+    capsys.readouterr()
+    assert run(drawn) == 3
+    assert "no result of `compare`" in " ".join(capsys.readouterr().err.split())
+    assert run([*given, "--html", str(page_at), "--comparison", str(tmp_path / "no.json")]) == 4
+
+
+def test_the_router_after_a_takedown_is_never_hads(taught: Workspace, make: Maker) -> None:
+    asked = [d.messages[-2].content for d in MINE if d.messages]
+    strangers = [d.messages[-2].content for d in STRANGERS]
+    home = taught.opened.layout.shard(taught.opened.vault.mark("subject", "gone"))
+    route = routing(taught, {"staff"})
+    leak = router_leak(route, [(q, home) for q in asked], strangers)
+    assert (leak.told_apart.auc.mean, leak.answered.mean) == (1, 1)  # each is there word for word
+    assert leak.home.mean > 0
+    taught.takedown(subject="gone", probe=False)
+    never = make("never", epochs=30, learning_rate=0.02)
+    never.ingest(OTHERS)
+    never.train()
+    after, beside = routing(taught, {"staff"}), routing(never, {"staff"})
+    for question in (*asked, *strangers):  # none names the subject, so nothing is declined by name
+        assert after(question.removeprefix("gone ")) == beside(question.removeprefix("gone "))
+    assert routing(never, {"nobody"})(asked[0]) == (-1.0, None)
 
 
 def test_a_page_obeys_no_document() -> None:
