@@ -306,11 +306,8 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         self, filters: MetadataFilters | None, groups: Collection[str], ids: list[str] | None
     ) -> list[str]:
         where = None if ids is None else Where(ids=ids)
-        known = self._store.known(groups=groups, where=where)
-        if not _restricts(filters):
-            return [meta.id for meta in known]
-        test = _matcher(filters)
-        return [meta.id for meta in known if test(meta)]
+        test = _matcher(filters or MetadataFilters(filters=[]))  # none: all
+        return [meta.id for meta in self._store.known(groups=groups, where=where) if test(meta)]
 
     def _document(self, node: BaseNode) -> Document:
         if type(node) is not TextNode:
