@@ -12,7 +12,7 @@ svg{--card:#fdfcfa;--line:#dedad2;--ink:#22262b;--muted:#5a626c;--a:#b9552b;--b:
 @media(prefers-color-scheme:dark){svg{--card:#171b1f;--line:#343a42;--ink:#e8e6e1;--muted:#a7afb9;
 --a:#d98557;--b:#6ea3d0;--c:#9cc06e}}
 text{font-family:system-ui,sans-serif;font-size:12px;fill:var(--ink)}.t{fill:var(--muted)}
-.h{font-size:15px;font-weight:600}.card{fill:var(--card);stroke:var(--line)}.l{stroke:var(--line)}
+.h{font-size:14px;font-weight:600}.card{fill:var(--card);stroke:var(--line)}.l{stroke:var(--line)}
 .k0{fill:var(--a)}.k1{fill:var(--b)}.k2{fill:var(--c)}
 """.replace("\n", "")
 _LEFT, _RIGHT, _TOP, _BASE = 64.0, 500.0, 84.0, 320.0
@@ -83,9 +83,11 @@ def drawing(plain: Mapping[str, Any]) -> str:
         parts.append(f'<circle class="k{tone}" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>')
     for place, kind in enumerate(kinds):
         x = _LEFT + 130 * place
-        parts.append(f'<circle class="k{place % 3}" cx="{_n(x)}" cy="366" r="4.5"/>')
-        parts.append(_text("", x + 10, 370, kind))
-    parts.append(_text("t", _RIGHT, 370, "probability in the base model", "end"))
+        parts.append(f'<circle class="k{place % 3}" cx="{_n(x)}" cy="374" r="4.5"/>')
+        parts.append(_text("", x + 10, 378, kind))
+    parts.append(
+        _text("t", (_LEFT + _RIGHT) / 2, _BASE + 36, "probability in the base model", "middle")
+    )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 390" width="540" height="390" '
         f'role="img" aria-label="{escape(title + ": " + told)}"><style>{_STYLE}</style>'

@@ -44,11 +44,11 @@ svg{--card:#fdfcfa;--line:#dedad2;--ink:#22262b;--muted:#5a626c;--good:#2f628f;-
 @media(prefers-color-scheme:dark){svg{--card:#171b1f;--line:#343a42;--ink:#e8e6e1;--muted:#a7afb9;
 --good:#6ea3d0;--bad:#d98557}}
 text{font-family:system-ui,sans-serif;font-size:11px;fill:var(--ink)}.t{fill:var(--muted)}
-.h{font-size:15px;font-weight:600}.c{fill:var(--card);stroke:var(--line)}
-.a{stroke:var(--line)}.w{stroke:var(--muted)}.good{fill:var(--good)}.bad{fill:var(--bad)}
+.h{font-size:13px;font-weight:600}.c{fill:var(--card);stroke:var(--line)}
+.a{stroke:var(--line)}.k{stroke:var(--line);fill:none}.w{stroke:var(--muted)}.good{fill:var(--good)}.bad{fill:var(--bad)}
 .ref{fill:none;stroke:var(--ink);stroke-width:1.5}.exact{fill:var(--ink)}.hide{fill:var(--muted)}
 """.replace("\n", "")
-_WIDTH, _PANEL, _LEFT, _TOP, _BASE = 380.0, 400.0, 46.0, 74.0, 340.0
+_WIDTH, _PANEL, _LEFT, _TOP, _BASE = 380.0, 420.0, 46.0, 74.0, 340.0
 _KIND = {"taught": "ref", "never-had": "ref", "exact": "exact", "front": "hide"}
 
 
@@ -145,14 +145,15 @@ def frontier(made: Sequence[Row]) -> str:
     Rings are taught and never-had, black is exact, grey is what touches no weight, orange wrecked.
     """
     sides = list(dict.fromkeys(row.side for row in made))
-    parts, told = [], []
+    parts: list[str] = []
+    told: list[str] = []
     for place, side in enumerate(sides):
         left = _LEFT + place * _PANEL
         own = [row for row in made if row.side == side]
         taught = next((r for r in own if r.kind == "taught"), None)
         top = max([1.0, *(row.kept or 0.0 for row in own)])
         parts.append(_panel(side, left, top))
-        labels: list[tuple[float, float]] = []
+        dots: list[tuple[float, float, str]] = []
         base = taught.metrics["utility"].mean if taught and "utility" in taught.metrics else None
         for row in own:
             known = row.metrics.get("forget probability")
@@ -163,10 +164,9 @@ def frontier(made: Sequence[Row]) -> str:
             parts.append(_whiskers(row, known, x, y, base, top))
             tone = _KIND.get(row.kind, "bad" if row.verdict == "wrecks" else "good")
             parts.append(f'<circle class="{tone}" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>')
-            at = _free(labels, x + 8, y - 5)
-            labels.append(at)
-            parts.append(_text("", *at, row.name))
+            dots.append((x, y, row.name))
             told.append(f"{side} {row.name}: {known.mean:.3g} known, {row.kept:.2f} kept")
+        parts = [*_labels(dots, left), *parts]
     width = round(_LEFT + len(sides) * _PANEL)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 390" width="{width}" '
@@ -206,11 +206,22 @@ def _whiskers(row: Row, known: Metric, x: float, y: float, base: float | None, t
     return f'<path class="w" d="{"".join(lines)}"/>' if lines else ""
 
 
-def _free(taken: Sequence[tuple[float, float]], x: float, y: float) -> tuple[float, float]:
-    """A label's place, moved down until it covers no other."""
-    while any(abs(y - other) < 11 and abs(x - beside) < 80 for beside, other in taken):
-        y += 11
-    return x, y
+def _labels(dots: Sequence[tuple[float, float, str]], left: float) -> list[str]:
+    """Names in two columns, in the middle and at the right, each led to its dot by a line."""
+    middle = left + (_WIDTH - 70) / 2
+    parts = []
+    for column, own in (
+        (left + (_WIDTH - 70) * 0.56, [d for d in dots if d[0] < middle]),
+        (left + _WIDTH - 62, [d for d in dots if d[0] >= middle]),
+    ):
+        y = _TOP - 12
+        for dot_x, dot_y, name in sorted(own, key=lambda d: (d[1], -d[0])):
+            y = max(y + 12, dot_y)
+            parts.append(
+                f'<path class="k" d="M{_n(dot_x)} {_n(dot_y)}L{_n(column - 4)} {_n(y)}"/>'
+                + _text("", column, y + 4, name)
+            )
+    return parts
 
 
 def _text(kind: str, x: float, y: float, words: str, anchor: str = "start") -> str:
