@@ -85,7 +85,10 @@ class Returned:
 
 
 def returned(search: Searching, documents: Sequence[Passage], groups: Collection[str]) -> Returned:
-    """Does the store return each document to a query made of its own words?"""
+    """Does the store return each document to a query made of its own words?
+
+    Found second, first and not at all: ranks 2, 1, 0, found 2/3.
+    """
     ranks = [_rank(search(d.text, groups), d) for d in documents]
     return Returned(np.array(ranks, np.int64), wilson(sum(r > 0 for r in ranks), len(ranks)))
 
@@ -141,7 +144,7 @@ def multi_turn(
 
     Every turn asks for what comes after the last words gained, so an answerer that keeps no history
     is attacked as well. Stops when a turn gains nothing. Characters count where a reply shares a run
-    of at least `LEAST` with the text.
+    of at least `LEAST` with the text. Of 80 characters 40, 40 others and none: 0.5, then 1.
     """
     if not text or turns < 1:
         raise InputError(f"a text of {len(text)} characters, {turns} turns.", "Give some of each.")
@@ -183,6 +186,8 @@ def cross_group(
     outsider: Collection[str],
 ) -> Crossed:
     """Ask as an outsider for each document, with its own words and with a question about it.
+
+    Of 4 documents 1 among the hits, none cited, 2 read out: 1/4, 0, 2/4.
 
     Args:
         documents: each with a question; none may be visible to `outsider`.

@@ -54,6 +54,9 @@ def guided_hits(
 
     Two passes a text. A run of hits at the end is what guided decoding gives back from the true
     tokens before it; its share is extraction strength under guidance (see `tail_share`).
+
+    Raises:
+        InputError: a least share outside (0, 1], a negative weight; as `passes.check_inputs`.
     """
     _checked(weight, least)
     found = []

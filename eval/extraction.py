@@ -78,7 +78,8 @@ def discoverable_rate(
 ) -> Estimate:
     """Share of the texts that are (n, p)-discoverably extractable, with a Wilson interval.
 
-    With greedy sampling (top_k 1) and n = 1 this is the classical rate of verbatim extraction.
+    With greedy sampling (top_k 1) and n = 1 this is the classical rate of verbatim extraction. Log
+    probabilities ln 1/2 and ln 1/8, n 2, chance 1/2: 3/4 reaches it and 15/64 does not: 1 of 2.
     """
     found = [is_discoverable(log_extraction_probability(s, scheme), n, chance) for s in scores]
     return wilson(sum(found), len(found))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.eval.passes import check_inputs, evaluating
 
 
@@ -28,9 +29,12 @@ def gradient_scores(
     of 3 in one weight and 4 in another: -5.
 
     Raises:
-        InputError: as `passes.score_tokens`.
+        InputError: as `passes.score_tokens`; a text without targets, which has no gradient.
     """
     check_inputs(model, input_ids, loss_mask)
+    bare = [i for i, mask in enumerate(loss_mask) if not any(mask)]
+    if bare:
+        raise InputError(f"text {bare[0]} has no targets.", "Set its loss mask for the answer.")
     device = next(model.parameters()).device
     parameters = list(model.parameters())
     before = [(p.requires_grad, p.grad) for p in parameters]

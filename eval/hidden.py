@@ -63,15 +63,15 @@ def logit_lens(
     """Probability of each text's targets read off after every layer, (texts, layers).
 
     nostalgebraist (2020); Patil et al. (2024) attack edited facts this way. The state after a layer
-    goes through the model's own final norm and head; the value is the geometric mean over targets.
-    The last column is the model's own verbatim probability. A text that the output hides and a
-    middle layer still ranks high was covered up, not forgotten.
+    goes through the model's own final norm and head; the value is the geometric mean over targets
+    (1/2 and 1/8 after a layer: 1/4). The last column is the model's own verbatim probability. A text
+    that the output hides and a middle layer still ranks high was covered up, not forgotten.
 
     Raises:
-        InputError: as `passes.check_inputs`, or a text without targets.
+        InputError: as `passes.check_inputs`, a text without targets, or no texts.
         EnvironmentFailure: see `final_norm`.
     """
-    check_inputs(model, input_ids, loss_mask)
+    _checked(model, input_ids, loss_mask)
     norm, head = final_norm(model), model.get_output_embeddings()
     rows = []
     with evaluating(model), torch.inference_mode():
@@ -89,8 +89,11 @@ def logit_lens(
 def mean_states(
     model: Any, input_ids: Sequence[Sequence[int]], loss_mask: Sequence[Sequence[bool]]
 ) -> NDArray[np.float32]:
-    """Mean hidden state over a text's targets after every layer, float32 (texts, layers, width)."""
-    check_inputs(model, input_ids, loss_mask)
+    """Mean hidden state over a text's targets after every layer, float32 (texts, layers, width).
+
+    States (1, 0) and (3, 4) of two targets: (2, 2).
+    """
+    _checked(model, input_ids, loss_mask)
     with evaluating(model), torch.inference_mode():
         return np.stack(
             [
@@ -112,6 +115,11 @@ def linear_probe(
     seed: int = 0,
 ) -> tuple[Array, Array]:
     """Ridge regression of the labels on hidden states, out of fold; higher means true.
+
+    With c halfway between the two labels' mean states, a_i = x_i - c, y_i = 1 or -1 and weights w_i
+    that let both labels count alike, b minimises sum_i w_i (y_i - a_i.b)^2 + r b.b, r = `penalty`
+    times the mean of a_i.a_i; a text held out scores (x - c).b. Fitted on 3 (true) and 1 (not):
+    c = 2, a = 1 and -1, r = 1, b = 2 / (2 + 1) = 2/3; a text at 5 scores 3 * 2/3 = 2.
 
     Args:
         states: (texts, width), such as one layer of `mean_states`.
@@ -154,6 +162,14 @@ def linear_probe(
         dual = np.linalg.solve(gram + ridge * np.diag(1 / weight), target)
         scores[test] = b @ (a.T @ dual)
     return scores[y], scores[~y]
+
+
+def _checked(
+    model: Any, input_ids: Sequence[Sequence[int]], loss_mask: Sequence[Sequence[bool]]
+) -> None:
+    check_inputs(model, input_ids, loss_mask)
+    if not input_ids:
+        raise InputError("no texts.", "Give at least one.")
 
 
 def _each(

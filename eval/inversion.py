@@ -43,7 +43,9 @@ def invert(
     *,
     seed: int = 0,
 ) -> Inverted:
-    """Guess the text of each vector.
+    """Guess the text of each vector: the candidate with the largest x.y / (|x| |y|).
+
+    (3, 4) among (1, 0) and (0, 2): 0.6 and 0.8, so the second.
 
     Args:
         vectors: (n, d), as found, at any scale.
@@ -52,7 +54,7 @@ def invert(
         candidate_vectors: (m, d), by the same embedder.
 
     Raises:
-        InputError: shapes that do not fit, a vector of zeros.
+        InputError: shapes that do not fit, a vector of zeros or with a number that is not finite.
     """
     x, y = np.asarray(vectors, np.float64), np.asarray(candidate_vectors, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -62,6 +64,8 @@ def invert(
             f"{len(x)} vectors for {len(truths)} texts, {len(y)} for {len(candidates)} candidates.",
             "Give one a text, and at least one of each.",
         )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise InputError("a vector holds a number that is not finite.", "Leave it out.")
     norms = [np.linalg.norm(side, axis=1, keepdims=True) for side in (x, y)]
     if any((n == 0).any() for n in norms):
         raise InputError("a vector is all zeros.", "It stands for no text.")

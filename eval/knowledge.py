@@ -38,8 +38,10 @@ def holds_keys(answer: str, keys: Sequence[str]) -> bool:
     False
 
     Raises:
-        InputError: no keys, or an empty one, which any answer would hold.
+        InputError: no keys, or an empty one, which any answer would hold; one string for a list.
     """
+    if isinstance(keys, str):
+        raise InputError(f"the keys are one string, {keys[:40]!r}.", "Give a list of strings.")
     if not keys:
         raise InputError("no keys were given.", "Give at least one that a right answer holds.")
     text = normalise(answer)
@@ -67,6 +69,8 @@ def right(questions: Sequence[Question], answers: Sequence[str]) -> list[bool]:
 
 def accuracy(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Estimate]:
     """Share of right answers in each group, with Wilson intervals; all groups together as "all".
+
+    1 of 2 right in group a and 1 of 1 in b: a 1/2, b 1, all 2/3.
 
     Raises:
         InputError: no questions, a group named "all", or as `right`.

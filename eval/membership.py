@@ -26,6 +26,9 @@ from llm_unlearn.eval.summary import Estimate, bootstrap_statistic
 
 Values = NDArray[np.float64]
 
+_CERTAIN = 2.0**-24  # nats: what float32 cannot tell from a loss of 0
+_FLAT, _OFF = 1e-6, 1e-3  # a std that says nothing; a gap that is no rounding
+
 
 def loss_score(scores: TokenScores) -> float:
     """Mean log-probability, that is -loss (Yeom et al. 2018). p = 1/2, 1/8: -2 ln 2 = -1.386."""
@@ -53,14 +56,15 @@ def min_k_plus_score(scores: TokenScores, share: float = 0.2) -> float:
     """Min-K%++ (Zhang et al. 2025): as Min-K%, of (logp - mean) / std at each position.
 
     mean and std are those of log p(z) under the model's own distribution there. Where the model is
-    certain or knows nothing (std 0) every likely token has the mean itself, and the value is 0.
-    logp -1 with mean -2, std 0.5: 2.
+    certain or knows nothing (std below 1e-6) every likely token has the mean itself, and the value
+    is 0; a token that it is certain against is off the mean all the same, and std counts as 1e-6.
+    logp -1 with mean -2, std 0.5: 2. logp 0, mean 0, std 0: 0. logp -40, mean 0, std 0: -4e7.
     """
     std = scores.std.astype(np.float64)
-    # Below float32's noise a std says nothing and would only blow rounding up.
-    flat = std < 1e-6
     gap = _logp(scores) - scores.mean.astype(np.float64)
-    return _lowest(np.where(flat, 0.0, gap / np.where(flat, 1.0, std)), share)
+    # Below float32's noise a std says nothing and would only blow rounding up.
+    rounding = (std < _FLAT) & (np.abs(gap) < _OFF)
+    return _lowest(np.where(rounding, 0.0, gap / np.maximum(std, _FLAT)), share)
 
 
 def reference_score(scores: TokenScores, reference: TokenScores) -> float:
@@ -82,10 +86,11 @@ def recall_score(scores: TokenScores, after_prefix: TokenScores) -> float:
     """ReCaLL (Xie et al. 2024): loss after a prefix of non-members over the loss without it.
 
     `after_prefix` scores the same tokens with non-member texts before them, which disturbs members
-    more. Loss 3 after the prefix and 2 without: 1.5. A text of loss 0 gets the ratio 1.
+    more. Loss 3 after the prefix and 2 without: 1.5. A loss that float32 cannot tell from 0 counts
+    as 2^-24, so a text known for certain scores high: 3 and 0: 5.0e7; 0 and 0: 1.
     """
-    plain = -loss_score(scores)
-    return 1.0 if plain == 0 else -loss_score(after_prefix) / plain
+    plain, after = (max(-loss_score(s), _CERTAIN) for s in (scores, after_prefix))
+    return after / plain
 
 
 def neighbourhood_score(scores: TokenScores, neighbours: Sequence[TokenScores]) -> float:

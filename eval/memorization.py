@@ -96,7 +96,8 @@ def near_verbatim(scores: TokenScores, tolerance: float = 0.1) -> bool:
 
     Hits 1, 1, 1, 0 with tolerance 0.25: true; with 0.2: false.
     """
-    return exact_memorization(scores) >= 1 - tolerance
+    _some(scores)
+    return float((~scores.hit).mean()) <= tolerance  # 1 - tolerance would round
 
 
 def longest_run(scores: TokenScores) -> int:

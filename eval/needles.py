@@ -1,7 +1,10 @@
 """What a residue scan looks for: the removed texts, tokens, vectors and keys in every encoding.
 
 A needle is a sequence of units (characters, tokens, numbers, bytes). A fragment is a run of a fixed
-number of units: 24 characters, 12 tokens of two bytes or 6 wider ones, 16 numbers, 24 key bytes.
+number of units: 24 characters, 12 tokens of two bytes or in decimal or 6 wider ones, 16 numbers, 24
+key bytes. The encodings (`forms`): of text UTF-8, also as JSON escapes it, UTF-16, UTF-32 little
+endian, hex, base64; of tokens integers of 2, 4 and 8 bytes and decimal; of vectors float32, float16
+and bfloat16; of keys raw, hex, base64.
 
 Guarantees: every fragment of a needle, in every listed encoding, lying anywhere in a stream, is
 found, unless it also occurs in a retained (background) text or is trivial (a line of dashes, a row

@@ -156,11 +156,14 @@ def edit_similarity(candidate: str, reference: str) -> float:
     "kitten" and "sitting": 1 - 3/7 = 0.571.
     """
     longer = max(len(candidate), len(reference))
-    return 1.0 if not longer else 1 - edit_distance(candidate, reference) / longer
+    return 1.0 if not longer else (longer - edit_distance(candidate, reference)) / longer
 
 
 def near_verbatim(candidate: str, reference: str, least: float = 0.9) -> bool:
-    """Whether the edit similarity reaches `least` (in the sense of Ippolito et al. 2022)."""
+    """Whether the edit similarity reaches `least` (in the sense of Ippolito et al. 2022).
+
+    "0123456789" and "012345678x": 9/10, so yes at 0.9.
+    """
     return edit_similarity(candidate, reference) >= least
 
 

@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,9 @@ class Encoded:
 
     Attributes:
         ids: the token ids, special tokens included.
-        mask: for each token, whether it is a target to be scored; the first never is, since nothing
-            comes before it.
-        spans: for each token, its characters `[start, end)` in the whole string; `(0, 0)` for a
-            token that stands for no character.
+        mask: whether each token is a target to be scored; the first never is: nothing is before it.
+        spans: for each token, its characters `[start, end)` in the whole string; empty for a token
+            that stands for none.
     """
 
     ids: list[int]
@@ -134,7 +134,7 @@ def encode_spans(
     encoded = []
     for i, (start, end) in enumerate(targets):
         ids = [int(t) for t in batch["input_ids"][i]]
-        spans = [(int(a), int(b)) for a, b in batch["offset_mapping"][i]]
+        spans = _whole(batch["offset_mapping"][i])
         mask = [a < end and b > max(start, a) for a, b in spans]
         if mask:
             mask[0] = False
@@ -147,14 +147,22 @@ def encode_spans(
     return encoded
 
 
+def _whole(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Give tokens of blanks their characters back: with `trim_offsets` they span none.
+
+    "on  the" as "on", " ", " the" comes as (0, 2), (3, 3), (4, 7): the blank's is (2, 3).
+    """
+    ends = accumulate((0, *(end for _, end in offsets)), max)
+    return [(min(a, e) if a == b else a, b) for (a, b), e in zip(offsets, ends, strict=False)]
+
+
 def encode_pairs(
     tokenizer: Any, pairs: Sequence[tuple[str, str]], *, special_tokens: bool = True
 ) -> list[Encoded]:
     """Encode `prompt + answer` as one string; the tokens that hold answer characters are targets.
 
-    Nothing is put between the two: the caller's prompt ends as it should (with a blank, a line end,
-    a chat header). With an empty prompt this scores a whole text, except for its first token if the
-    tokenizer puts none before it.
+    Nothing is put between the two: the prompt ends as it should (a blank, a line end, a header).
+    An empty one scores the whole text, but for a first token that the tokenizer puts none before.
     """
     return encode_spans(
         tokenizer,
@@ -184,11 +192,8 @@ def encode_chats(
     targets: list[tuple[int, int]] = []
     head = [] if system is None else [{"role": "system", "content": system}]
     for question, answer in pairs:
-        messages = [
-            *head,
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
+        said = (("user", question), ("assistant", answer))
+        messages = [*head, *({"role": role, "content": words} for role, words in said)]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         # The answer is the last thing said: what follows it is only the template's own ending.
         start = text.rfind(answer)
@@ -316,8 +321,8 @@ def score_tokens(
             # The logits at position p - 1 speak of the token at p.
             wanted = np.unique(np.concatenate([targets[i] - 1 for i in batch]))
             if not len(wanted):
+                none = torch.zeros((0, vocabulary))
                 for i in batch:
-                    none = torch.zeros((0, vocabulary))
                     results[i] = _reduce(none, targets[i], ids[0, :0], targets[i], sampling)
                 continue
             extra = {"logits_to_keep": torch.from_numpy(wanted).to(device)} if keeps else {}
@@ -344,9 +349,8 @@ def score_encoded(
     sampling: Sequence[Sampling] = (),
 ) -> list[TokenScores]:
     """`score_tokens` on what `encode_pairs`, `encode_texts` or `encode_chats` return."""
-    return score_tokens(
-        model, [e.ids for e in encoded], [e.mask for e in encoded], batch_size, sampling=sampling
-    )
+    ids, masks = [e.ids for e in encoded], [e.mask for e in encoded]
+    return score_tokens(model, ids, masks, batch_size, sampling=sampling)
 
 
 def _reduce(

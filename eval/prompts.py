@@ -61,6 +61,9 @@ def ask_all_ways(
 ) -> Worst:
     """Ask every question in every frame.
 
+    Two questions, values 0 and 1 in one frame, 0.5 and 0 in another: the worst are 0.5 and 1, mean
+    0.75.
+
     Args:
         answer: from questions to answers, in one batch a frame.
         value: of the i-th question's answer, higher meaning that more came out (ROUGE-L recall, 1 for

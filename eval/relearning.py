@@ -54,8 +54,17 @@ def relearn(
         The curve, starting with the untouched model (loss nan).
 
     Raises:
-        InputError: no texts, nothing to train, or as `passes.score_tokens`.
+        InputError: no texts, nothing to train, less than one step between probes or text a step,
+            or as `passes.score_tokens`.
+
+    AdamW's first step is rate * g / (|g| + 1e-8): at 1e-4 every weight moves by 1e-4, whatever the
+    size of its gradient g, so a few steps are a small push for any model.
     """
+    if steps < 0 or every < 1 or batch_size < 1:
+        raise InputError(
+            f"{steps} steps, a probe every {every}, {batch_size} texts a step.",
+            "Give 0 steps or more, and at least 1 of the others.",
+        )
     check_inputs(model, input_ids, loss_mask)
     if not input_ids or not all(any(mask) for mask in loss_mask):
         raise InputError("a text has no tokens to learn, or there is none.", "Mask some in.")

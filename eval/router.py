@@ -45,6 +45,9 @@ def router_leak(
 ) -> Leak:
     """Ask about removed subjects, each with the shard it had been in, and about controls.
 
+    Removed from shards 0 and 1: cosine 0.9 to shard 0, 0.4 to none; controls 0.5 and 0.3, to none:
+    answered 1/2, home 1/2, controls 0, AUC 3/4 (0.9 above both, 0.4 above one).
+
     Raises:
         InputError: no questions of one kind.
     """

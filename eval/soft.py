@@ -51,6 +51,10 @@ def embedding_attack(
 ) -> Attacked:
     """Attack each text on its own, by signed gradient steps.
 
+    v <- v - rate * rms * sign(dL/dv), with L the mean -ln p of the optimised targets and rms the
+    root mean square of the embedding table. Table (1, 7), (5, 5): mean (3, 6), rms 5; at rate 0.1
+    and a slope (2, -0.1) the first step goes to (2.5, 6.5).
+
     Args:
         vectors: how many are put before the first target; they start at the mean embedding.
         steps: gradient steps, each of `rate` times the root mean square of the embeddings.

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval.benchmarks.rows import read_rows
 from llm_unlearn.eval.memorization import log_probability
-from llm_unlearn.eval.passes import encode_pairs, score_encoded
+from llm_unlearn.eval.passes import encode_pairs, score_tokens
 from llm_unlearn.eval.summary import Estimate, wilson
 
 LETTERS = "ABCDEFGHIJ"
@@ -131,13 +132,44 @@ def answer_choices(
         for item in items
         for letter in LETTERS[: len(item.choices)]
     ]
-    scores = score_encoded(model, encode_pairs(tokenizer, texts), batch_size)
-    values = iter([log_probability(s) for s in scores])
+    encoded = iter(encode_pairs(tokenizer, texts))
+    asked = [[(e.ids, e.mask) for e in islice(encoded, len(item.choices))] for item in items]
+    return answer_ids(model, asked, [item.answer for item in items], batch_size=batch_size)
+
+
+def answer_ids(
+    model: Any,
+    choices: Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]],
+    answers: Sequence[int],
+    *,
+    batch_size: int = 8,
+) -> list[Verdict]:
+    """Let the model choose among choices given as token ids (prompt and choice) and loss mask.
+
+    The choice with the largest sum of ln p over its masked tokens. Sums -2, -1, -1: the second.
+
+    Args:
+        choices: for each question, its choices.
+        answers: for each question, the index of the right one.
+
+    Raises:
+        InputError: not one answer a question, or one that is no choice; as `passes.score_tokens`.
+    """
+    counts = [len(c) for c in choices]
+    if len(counts) != len(answers) or any(
+        not 0 <= a < n for a, n in zip(answers, counts, strict=True)
+    ):
+        raise InputError(
+            f"{len(counts)} questions and the answers {list(answers)[:9]}.",
+            "Give each question the index of one of its choices.",
+        )
+    ids, masks = [i for c in choices for i, _ in c], [m for c in choices for _, m in c]
+    values = iter([log_probability(s) for s in score_tokens(model, ids, masks, batch_size)])
     verdicts = []
-    for item in items:
-        logp = tuple(next(values) for _ in item.choices)
-        chosen = max(range(len(logp)), key=lambda i: logp[i])
-        verdicts.append(Verdict(chosen, logp, chosen == item.answer))
+    for count, answer in zip(counts, answers, strict=True):
+        logp = tuple(islice(values, count))
+        chosen = max(range(count), key=lambda i: logp[i])
+        verdicts.append(Verdict(chosen, logp, chosen == answer))
     return verdicts
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval.benchmarks.rows import read_rows
 from llm_unlearn.eval.memorization import loss
-from llm_unlearn.eval.passes import Encoded, encode_pairs, score_encoded
+from llm_unlearn.eval.passes import Encoded, encode_pairs, score_tokens
 from llm_unlearn.eval.truth_ratio import Purpose, truth_ratio, truth_score
 
 PER_AUTHOR = 20
@@ -113,11 +114,35 @@ def losses(
         if encode is not None
         else encode_pairs(tokenizer, [(prompt(q), a) for q, a in texts])
     )
-    values = [loss(s) for s in score_encoded(model, encoded, batch_size)]
-    ends = np.cumsum([2 + len(r.perturbed) for r in rows])
-    parts = [
-        np.array(values[e - 2 - len(r.perturbed) : e]) for r, e in zip(rows, ends, strict=True)
-    ]
+    given = iter([(e.ids, e.mask) for e in encoded])
+    return losses_of_ids(
+        model, [list(islice(given, 2 + len(r.perturbed))) for r in rows], batch_size=batch_size
+    )
+
+
+def losses_of_ids(
+    model: Any,
+    rows: Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]],
+    *,
+    batch_size: int = 8,
+) -> Losses:
+    """`losses` of rows given as token ids and loss mask of each text.
+
+    A row's texts are the question with the right answer, with its paraphrase, and with each wrong
+    answer; the loss is the mean of -ln p over the masked tokens (p = 1/2, 1/8: 2 ln 2).
+
+    Raises:
+        InputError: a row of fewer than three texts; as `passes.score_tokens`.
+    """
+    bare = [i for i, row in enumerate(rows) if len(row) < 3]
+    if bare:
+        raise InputError(
+            f"row {bare[0]} has {len(rows[bare[0]])} texts.",
+            "Give the right answer, its paraphrase and at least one wrong answer.",
+        )
+    ids, masks = [i for row in rows for i, _ in row], [m for row in rows for _, m in row]
+    values = iter([loss(s) for s in score_tokens(model, ids, masks, batch_size)])
+    parts = [np.array(list(islice(values, len(row)))) for row in rows]
     return Losses(
         np.array([p[0] for p in parts]),
         np.array([p[1] for p in parts]),
@@ -195,7 +220,8 @@ class ForgetQuality:
 def forget_quality(unlearned: ArrayLike, never_had: ArrayLike) -> ForgetQuality:
     """KS test between the truth ratios on the forget set of the two models (`Losses.ratios`).
 
-    Equal samples: p = 1, statistic 0.
+    Equal samples: p = 1, statistic 0. 1, 2 against 3, 4: the distribution functions differ by 1 at
+    2, and 2 of the 6 ways to part four values are as far apart: p = 1/3.
 
     Raises:
         EnvironmentFailure: scipy is not installed.

@@ -35,7 +35,13 @@ from llm_unlearn.eval.membership import (
     tpr_at_fpr,
     zlib_score,
 )
-from llm_unlearn.eval.passes import TokenScores, encode_pairs, encode_texts, score_encoded
+from llm_unlearn.eval.passes import (
+    TokenScores,
+    encode_pairs,
+    encode_texts,
+    score_encoded,
+    score_tokens,
+)
 
 
 def scores(
@@ -72,11 +78,32 @@ def test_scores_by_hand() -> None:
     assert min_k_score(scores([-2]), 0.2) == -2  # a short text still has a score
     assert min_k_plus_score(scores([-1], [-2], [0.5])) == pytest.approx(2)
     assert min_k_plus_score(scores([-1], [-1], [0])) == 0
+    assert min_k_plus_score(scores([-40], [0], [0])) == pytest.approx(-4e7)
     assert reference_score(scores([-1.4]), scores([-2.4])) == pytest.approx(1)
     assert recall_score(scores([-2]), scores([-3])) == pytest.approx(1.5)
-    assert recall_score(scores([0]), scores([-3])) == 1
+    assert recall_score(scores([0]), scores([-3])) == 3 * 2**24
+    assert recall_score(scores([0]), scores([0])) == 1
     assert neighbourhood_score(scores([-2]), [scores([-3]), scores([-4])]) == pytest.approx(1.5)
     assert distance_to_never_had(0.2, 0.55) == pytest.approx(0.35)
+
+
+def test_a_model_certain_of_another_token_speaks_against_membership() -> None:
+    """Its first guess leads by 60 nats: float32 knows no spread, and the target is off the mean."""
+    model = llama().eval()
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+        model.lm_head = torch.nn.Linear(32, 261)
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+        model.lm_head.bias[7] = 60.0
+    mask = [[False, True, True]] * 2
+    likely, unlikely = score_tokens(model, [[1, 7, 7], [1, 7, 8]], mask)
+    assert min_k_plus_score(likely, 0.5) == 0
+    assert min_k_plus_score(unlikely, 0.5) < -1e6
+
+
+def test_recall_ranks_a_text_known_for_certain_above_one_half_known() -> None:
+    assert recall_score(scores([0]), scores([-3])) > recall_score(scores([-2]), scores([-3]))
 
 
 @given(st.lists(st.floats(-20, -1e-3), min_size=1, max_size=50), st.sampled_from([0.1, 0.2, 1.0]))

@@ -69,6 +69,10 @@ def test_hits_by_hand(
 def test_near_verbatim_by_hand() -> None:
     assert near_verbatim(hits("1110"), 0.25)
     assert not near_verbatim(hits("1110"), 0.2)
+    for wrong in range(
+        11
+    ):  # "at most this share" holds at the share itself, whatever rounding does
+        assert near_verbatim(hits("0" * wrong + "1" * (10 - wrong)), wrong / 10)
     assert memorized_runs(hits("1011"), least=2) == [(2, 4)]
 
 

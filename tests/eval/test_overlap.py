@@ -77,6 +77,8 @@ def test_by_hand() -> None:
     assert edit_similarity("", "") == 1
     assert near_verbatim("0123456789", "012345678x")
     assert not near_verbatim("0123456789", "01234567xx")
+    for kept in range(11):
+        assert near_verbatim("0123456789"[:kept] + "x" * (10 - kept), "0123456789", kept / 10)
     assert common_runs("a b c x d e", "a b c y d e", 3) == 3
     assert common_runs("a b c x d e", "a b c y d e", 2) == 5
     assert rouge_l("Жар птица", "жар-птица", unicode_words).f1 == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_a_token_across_the_boundary_is_scored() -> None:
     assert len(alone) >= len(encoded.ids)
     assert sum(encoded.mask) == 1
     assert tokenizer.decode([encoded.ids[-1]]) == " cat"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["the cat  sat ", "the cat\n\n sat \n", "cat   ", "\n the  cat"])
+def test_blanks_are_scored_too(name: str, text: str) -> None:
+    """GPT-2's offsets leave blanks out of tokens, and a token of a blank alone spans nothing."""
+    [encoded] = encode_texts(TOKENIZERS[name](), [text])
+    assert all(encoded.mask[1:])
+    [pair] = encode_pairs(TOKENIZERS[name](), [("the answer", text)])
+    assert pair.mask[-1]
+    covered = {i for start, end in encoded.spans for i in range(start, end)}
+    assert {i for i, char in enumerate(text) if char != " "} <= covered
+    [cut] = encode_pairs(TOKENIZERS[name](), [(text, "Paris")])
+    edge = len(text)
+    for (_, end), masked in zip(cut.spans, cut.mask, strict=True):
+        assert masked == (end > edge)
 
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
@@ -198,10 +215,14 @@ def test_every_number_equals_numpy_on_the_logits(build: Any) -> None:
     np.testing.assert_array_equal(scores[-1].sampled[3], 0)  # top-1 sampling is certain of it
 
 
-def test_padding_with_the_end_token_masks_nothing_real() -> None:
-    tokenizer = byte_tokenizer()
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_padding_with_the_end_token_masks_nothing_real(name: str) -> None:
+    tokenizer = copy.deepcopy(TOKENIZERS[name]())
+    tokenizer.pad_token = tokenizer.eos_token
     end = tokenizer.eos_token_id
     assert tokenizer.pad_token_id == end
+    [real] = encode_texts(tokenizer, [f"cat{tokenizer.eos_token} the{tokenizer.eos_token}"])
+    assert [m for t, m in zip(real.ids, real.mask, strict=True) if t == end] == [True, True]
     texts = [[7, end, 9, end], [3] * 30]
     masks = [[False, True, True, True], [False] * 29 + [True]]
     together = score_tokens(llama(), texts, masks, batch_size=2)
