@@ -12,6 +12,7 @@ also another rank than the host's, as after a merge. Greedy decoding only.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ class Mixed:
         self._host = host
         self._stacked = stacked
         self._model = host.base.model
-        names = inspect.signature(self._model.forward).parameters
+        names = _takes(type(self._model).forward)
         self._keeps = "logits_to_keep" in names
         self._positions = "position_ids" in names
         self.copies = 1
@@ -192,25 +193,34 @@ class Mixed:
         return held[1]
 
 
+@functools.cache
+def _takes(forward: Callable[..., Any]) -> frozenset[str]:
+    """What a model's forward pass can be given; asked for every token of an answer."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
 @contextmanager
 def mixing(host: AdapterHost, stacked: Stack) -> Iterator[Mixed]:
     """Hold the model with a stack of adapters in place; one thread at a time."""
     with host.lock:
         mixed = Mixed(host, stacked)
-        modules = {place: host.model.get_submodule(place) for place in stacked.weights}
+        modules = {place: host.adapted[place] for place in stacked.weights}
+        before = {place: vars(module).get("forward") for place, module in modules.items()}
         handles = [
             layer.register_forward_pre_hook(mixed.widen(number == 0), with_kwargs=True)
             for number, layer in enumerate(host.layers[host.first_layer :])
         ]
         try:
             for place, module in modules.items():
-                module.forward = mixed.linear(module, place)  # hides the method; removed below
+                vars(module)["forward"] = mixed.linear(module, place)  # hides the method
             yield mixed
         finally:
             for handle in handles:
                 handle.remove()
-            for module in modules.values():
-                module.__dict__.pop("forward", None)
+            for place, module in modules.items():
+                vars(module).pop("forward", None)
+                if before[place] is not None:
+                    vars(module)["forward"] = before[place]
 
 
 @torch.inference_mode()

@@ -86,6 +86,11 @@ class AdapterHost:
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             self.model = get_peft_model(base.model, self.config)
         self.model.eval()
+        self.adapted: dict[str, LoraLayer] = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
         self._parameters: dict[str, nn.Parameter] = {
             name.replace(".default", ""): parameter
             for name, parameter in self.model.named_parameters()
@@ -162,11 +167,30 @@ class AdapterHost:
         """
         with self.lock:
             if state is None:
-                with self.model.disable_adapter():
+                with self._bare():
                     yield
             else:
                 self.load(state)
                 yield
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The adapted maps as they are in the base model.
+
+        PEFT's own switch counts the parameters of the whole model each time: too dear for every token.
+        """
+        layers = list(self.adapted.values())
+        before = [vars(layer).get("forward") for layer in layers]
+        for layer in layers:
+            vars(layer)["forward"] = layer.get_base_layer()  # hides the method
+        try:
+            yield
+        finally:
+            for layer, forward in zip(layers, before, strict=True):
+                if forward is None:
+                    del vars(layer)["forward"]
+                else:
+                    vars(layer)["forward"] = forward
 
     @contextmanager
     def merged(self, state: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -179,15 +203,14 @@ class AdapterHost:
                 yield
             return
         with self.using(state):
-            layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
             saved = []
             try:
                 with torch.no_grad():
-                    for layer in layers:
+                    for layer in self.adapted.values():
                         weight = layer.get_base_layer().weight
                         saved.append((weight, weight.detach().clone()))
                         weight.copy_(weight.float() + layer.get_delta_weight("default"))
-                with self.model.disable_adapter():
+                with self._bare():
                     yield
             finally:
                 with torch.no_grad():

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.models.causal import generate, load_causal
+from llm_unlearn.models.experts import mixing, stack
 from llm_unlearn.models.layers import decoder
 from llm_unlearn.models.lora import AdapterHost, LoraShape
 from llm_unlearn.models.prefix import lower_states, upper_part
@@ -110,8 +111,21 @@ def test_off_is_the_base_model(tiny_references: dict[str, str]) -> None:
         host = _host(tiny_references["llama"])
         _moved(host)
         assert not torch.equal(host.model(input_ids=ids).logits, base)
+        whole = host.model(input_ids=ids).logits
+        gradients = [parameter.requires_grad for parameter in host.parameters()]
         with host.using(None):
             assert torch.equal(host.model(input_ids=ids).logits, base)
+            with host.using(None):
+                assert torch.equal(host.model(input_ids=ids).logits, base)
+            with mixing(host, stack(host, [host.state()])) as mixed:
+                mixed.arrange(torch.zeros(1, 1, dtype=torch.long))
+                beside = mixed.forward(ids, torch.ones_like(ids))
+            torch.testing.assert_close(beside, whole, atol=1e-4, rtol=1e-4)
+            assert torch.equal(host.model(input_ids=ids).logits, base)  # as it was before
+        assert torch.equal(host.model(input_ids=ids).logits, whole)
+        with host.model.disable_adapter():  # PEFT's own switch
+            assert torch.equal(host.model(input_ids=ids).logits, base)
+        assert [parameter.requires_grad for parameter in host.parameters()] == gradients
 
 
 def test_a_fresh_adapter_depends_on_its_seed_only(tiny_references: dict[str, str]) -> None:
