@@ -17,6 +17,7 @@ from llm_unlearn.serve import (
     documents,
     failures,
     operations,
+    probes,
     takedowns,
 )
 from llm_unlearn.serve.backend import Backend
@@ -39,6 +40,7 @@ def make_app(server: Backend) -> FastAPI:
         telling = asyncio.ensure_future(server.webhooks.run())
         yield
         telling.cancel()
+        server.probes.stop()
         server.engine.stop()
 
     app = FastAPI(
@@ -52,7 +54,7 @@ def make_app(server: Backend) -> FastAPI:
     )
     app.state.backend = server
     failures.install(app)
-    for part in (chat, completions, documents, takedowns, operations, console):
+    for part in (chat, completions, documents, takedowns, probes, operations, console):
         app.include_router(part.router)
     app.add_middleware(Gate, access=server.access, config=server.config, metrics=server.metrics)
 

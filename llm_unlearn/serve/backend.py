@@ -25,6 +25,7 @@ from llm_unlearn.serve.asking import answerers
 from llm_unlearn.serve.engine import Engine, TooLate
 from llm_unlearn.serve.guarding import Guarding
 from llm_unlearn.serve.metrics import Metrics
+from llm_unlearn.serve.probing import Probes
 from llm_unlearn.serve.runs import Runs
 from llm_unlearn.serve.watch import Watch
 from llm_unlearn.serve.webhooks import State, Webhooks
@@ -62,6 +63,7 @@ class Backend:
         self.engine = Engine(lambda: models.host, self._watch, self.config)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
         self.runs = Runs(self.path, keys)
+        self.probes = Probes()
         self.webhooks = Webhooks(self.path, webhooks, secret, self._states)
         self.guarding = Guarding(self.reader.opened, self.reader.config.guard)
         self._ways: dict[str, Answerer] | None = None

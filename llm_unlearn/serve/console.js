@@ -199,6 +199,7 @@ async function open(number) {
   at("moves").replaceChildren();
   at("plan").replaceChildren();
   at("receipt").hidden = true;
+  at("probes").replaceChildren();
   const move = (words, work) => {
     const button = make("button", words, { type: "button" });
     listening(button, "click", async () => { await work(); await cases(); await open(number); });
@@ -210,12 +211,14 @@ async function open(number) {
     move("Refuse", () => post(`/v1/takedowns/${number}/refuse`, { reason: "Refused in the console." }));
   } else if (state === "approved") {
     move("Destroy for good", () => post("/v1/takedowns/run", { numbers: [number] }));
+    move("Probe, destroy, probe again", () => post("/v1/takedowns/run", { numbers: [number], probe: true }));
     following = setTimeout(() => refresh(number), 1000);
   } else if (state === "receipted") {
     const receipt = await get(`/v1/takedowns/${number}/receipt`);
     const checks = receipt.checks.map((line) => `held: ${line.check}: ${line.detail}`).join("\n");
     at("receipt").textContent = `${checks}\nhead ${receipt.head}\n\n${JSON.stringify(receipt.receipt, null, 1)}`;
     at("receipt").hidden = false;
+    at("probes").replaceChildren(...probed(receipt.receipt.probes));
   } else if (reached >= 0) {
     following = setTimeout(() => refresh(number), 500);
   }
@@ -241,6 +244,31 @@ function* planned({ plan, matches }) {
     pair.append(make("p", match.request_text), make("p", match.document_text));
     yield pair;
   }
+}
+
+const MOMENTS = { before: "Before", rolled_back: "Rolled back", after: "After", never_had: "Never had it" };
+
+function* probed(probes) {
+  yield make("h3", "What the model gives back");
+  if (!Array.isArray(probes)) { yield make("p", `The receipt says: ${probes}.`); return; }
+  if (!probes.length) { yield make("p", "No model has learned it: nothing to probe."); return; }
+  const table = make("table");
+  table.append(make("caption", "Means over the removed texts; higher means that more comes back."));
+  const head = make("tr");
+  for (const words of ["Probe", ...Object.values(MOMENTS)]) head.append(make("th", words, { scope: "col" }));
+  const body = make("tbody");
+  for (const probe of probes) {
+    const row = make("tr");
+    row.append(make("th", probe.name, { scope: "row" }));
+    for (const moment of Object.keys(MOMENTS)) row.append(make("td", probe[moment]));
+    body.append(row);
+  }
+  const top = make("thead");
+  top.append(head);
+  table.append(top, body);
+  const scroll = make("div", undefined, { class: "scroll", tabindex: "0", role: "region", "aria-label": "Probes" });
+  scroll.append(table);
+  yield scroll;
 }
 
 // --- shards

@@ -115,11 +115,14 @@ def test_a_takedown_from_pasted_text_to_its_receipt(page: playwright.Page, conso
     assert f"{subject}-copy" in page.inner_text("#plan")
     _shot(page, "plan")
     page.click("#moves button >> text=Approve")
-    page.click("#moves button >> text=Destroy for good")
+    page.click(
+        "#moves button >> text=" + ("Destroy for good" if wide else "Probe, destroy, probe again")
+    )
     page.wait_for_selector("#receipt:not([hidden])", timeout=120_000)
     assert page.locator("#states li.reached").count() == 7
     assert text not in page.inner_text("#receipt")
     assert '"outcome": "removed"' in page.inner_text("#receipt")
+    assert "not probed" in page.inner_text("#probes")  # it was in the store alone
     _shot(page, "receipt")
 
 

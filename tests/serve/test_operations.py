@@ -15,7 +15,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import Served
 from small import stored
 
-from llm_unlearn import Workspace
+from llm_unlearn import Document, Workspace
+from llm_unlearn.probing import probe_subject
 from llm_unlearn.serve.access import Role
 
 
@@ -167,6 +168,43 @@ def test_copies_are_fenced_after_the_acknowledgement_and_those_that_come_later(
     )
     assert refused.status_code == 200, refused.text
     assert {"mirror", "later"} <= found()
+
+
+def test_a_probe_quotes_only_what_is_live_and_may_be_seen(fresh: Callable[..., Served]) -> None:
+    served = fresh()
+    operator, auditor = served.http("operator"), served.http("auditor")
+    controls = [{"id": f"c{n}", "text": f"Nobody told this {n} times before."} for n in range(3)]
+    assert operator.post("/v1/probes", json={"subject": "nobody"}).status_code == 404
+    assert operator.get("/v1/probes/1").status_code == 404
+    wanted = {"subject": "author-1", "controls": controls}
+    begun = operator.post("/v1/probes", json=wanted)
+    assert (begun.status_code, begun.json()["state"]) == (202, "running")
+    assert operator.post("/v1/probes", json=wanted).status_code == 409
+    end = time.monotonic() + 120
+    while (row := operator.get("/v1/probes/1").json())["state"] == "running":
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert (row["state"], row["problem"]) == ("done", None)
+    with Workspace.open(served.path, readonly=True) as own:
+        strangers = [Document.model_validate(control) for control in controls]
+        expected = probe_subject(own, "author-1", controls=strangers, groups=["staff"])
+    report = row["report"]
+    assert report["schema_version"] == 1
+    assert report["cards"] == expected.model_dump(mode="json")["cards"]
+    assert report["passages"] == expected.model_dump(mode="json")["passages"] != []
+    shown = auditor.get("/v1/probes/1").json()["report"]
+    assert shown["cards"] == report["cards"]
+    assert (shown["texts"], shown["passages"]) == (["1", "2"], [])
+    text = expected.passages[0].text
+    assert text in json.dumps(report)
+    assert not any(words in json.dumps(shown) for words in ("author-1", text))
+    assert served.http("reader").get("/v1/probes/1").status_code == 403
+    other = served.http("operator", "hr").get("/v1/probes/1").json()["report"]
+    assert (other["cards"], other["passages"]) == (report["cards"], [])
+    assert operator.post("/v1/takedowns", json={"subject": "author-1"}).status_code == 201
+    after = operator.get("/v1/probes/1").json()["report"]
+    assert (after["cards"], after["passages"]) == (report["cards"], [])
+    assert operator.post("/v1/probes", json=wanted).status_code == 404
 
 
 def test_what_is_demanded_must_be_complete(served: Served) -> None:
