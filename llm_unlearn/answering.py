@@ -102,7 +102,8 @@ class Answerer:
     states: Callable[[], list[ShardState]]
     required_groups: Callable[[], Mapping[int, str]]
     named: Callable[[str], frozenset[bytes]]
-    _standing: tuple[int, Standing] | None = field(default=None, repr=False)
+    # at most one, with the change that it was derived at; answerers over one workspace share it
+    _standing: list[tuple[int, Standing]] = field(default_factory=list, repr=False)
 
     def ask(self, questions: Sequence[str], groups: Collection[str]) -> list[Answer]:
         """Answer each question on its own; all that adapters answer share batches.
@@ -135,9 +136,11 @@ class Answerer:
     def stand(self) -> Standing:
         """The shards as they serve now; adapters that no longer serve are forgotten here."""
         change = self.database.change()
-        if self._standing is None or self._standing[0] != change:
-            self._standing = (change, standing(self.states()))
-        now = self._standing[1]
+        held = next(iter(self._standing), None)
+        if held is None or held[0] != change:
+            held = (change, standing(self.states()))
+            self._standing[:] = [held]
+        now = held[1]
         # each time: another thread may have loaded one that had just been rolled back
         self.serving.keep(now.serving.items())
         return now

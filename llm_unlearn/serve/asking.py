@@ -33,16 +33,19 @@ if TYPE_CHECKING:
 WHOLE: Final = ("workspace", "route", "ensemble")
 _SHARD = re.compile(r"shard-(\d{1,4})")
 _BASE = Choice("base")
+_END: Final = (
+    2000  # letters at the end of a raw prompt by which training documents near it are found
+)
 Mixtures = Mapping[str, Answerer]
 
 
 def answerers(opened: Opened) -> dict[str, Answerer]:
-    """One answerer for each way to aggregate; they share the adapters in memory."""
+    """One answerer for each way to aggregate; they share the adapters in memory, and where they stand."""
     own = make_answerer(opened, opened.config.answering)
     ways = {"workspace": own}
     for way in ("route", "ensemble"):
         config = own.config.model_copy(update={"aggregation": way})
-        ways[way] = dataclasses.replace(own, config=config, _standing=None)
+        ways[way] = dataclasses.replace(own, config=config)
     return ways
 
 
@@ -58,6 +61,9 @@ def models(opened: Opened, answerer: Answerer, groups: Sequence[str]) -> list[st
 @dataclass
 class Ask:
     """One answer that is wanted.
+
+    With `raw` the guard declines a text that was taken down, and watches the words of adapters; what
+    it does to conversations and passages does not arise.
 
     Args:
         model: one of the names above.
@@ -89,10 +95,16 @@ class Ask:
 
         Raises:
             NotFound: no such model.
-            AccessDenied: no group, where one is needed.
+            AccessDenied: no group, where one is needed; a text to continue that was taken down.
         """
-        if self.guarding is not None and self.messages and self.guarding.refuses(self.messages):
-            return Choice("declined")
+        if self.guarding is not None:
+            if self.messages and self.guarding.refuses(self.messages):
+                return Choice("declined")
+            if self.raw is not None and self.guarding.removed(self._text()):
+                raise AccessDenied(
+                    "The prompt brings along a text that was taken down.",
+                    "Ask without it; scores alone (`echo`, `max_tokens` 0) are given.",
+                )
         if self.model == "base":
             return _BASE
         answerer = self.answerer
@@ -143,11 +155,24 @@ class Ask:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def watch(self, choice: Choice) -> Watch:
-        """What is asked of its words as they come."""
-        if self.guarding is None or self.raw is not None:
+    def watch(self, choice: Choice, ids: Sequence[int]) -> Watch:
+        """What is asked of its words as they come, after these tokens of the prompt."""
+        if self.guarding is None:
             return Watch()
-        return self.guarding.watch(choice, self._vector, self.groups)
+        if self._vector is None and choice.experts and self.guarding.config.rules:
+            text = self.question if self.raw is None else self._text()[-_END:]
+            self._vector = encode(self.answerer.store.embedder, [text])[0]
+        before = () if self.raw is None else ids
+        return self.guarding.watch(choice, self._vector, self.groups, before)
+
+    def _text(self) -> str:
+        """The words of a raw prompt."""
+        if isinstance(self.raw, str):
+            return self.raw
+        tokenizer = self.answerer.host().base.tokenizer
+        ids = encoded(tokenizer, self.raw or ())
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
 
 def encoded(tokenizer: Any, raw: str | tuple[int, ...]) -> list[int]:

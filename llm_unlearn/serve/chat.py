@@ -13,16 +13,14 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from llm_unlearn.answering import Choice
 from llm_unlearn.documents import Message
-from llm_unlearn.errors import UnlearnError
 from llm_unlearn.models.sampling import Drawn, Sampler
-from llm_unlearn.serve import wire
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.citing import citations, marked
-from llm_unlearn.serve.events import JSON, Taken, lines
-from llm_unlearn.serve.failures import Unknown, kind_of
-from llm_unlearn.serve.job import Finish, Job, Mailbox, Piece
+from llm_unlearn.serve.events import JSON, Taken
+from llm_unlearn.serve.job import Finish, Job, Piece
+from llm_unlearn.serve.streaming import finished, streamed, usage
 from llm_unlearn.serve.wire import (
     AnswerMessage,
     ChatAnswer,
@@ -32,7 +30,6 @@ from llm_unlearn.serve.wire import (
     LogprobOther,
     LogprobToken,
     Origins,
-    Usage,
 )
 
 router = APIRouter()
@@ -50,10 +47,10 @@ async def chat(
     server = backend(request)
     job = _job(server, body, key)
     server.engine.submit(job)
-    box = server.engine.mailbox(job)
     released = functools.partial(server.engine.release, job)
     if body.stream:
-        return Taken(_events(server, body, key, job, box), released)
+        return Taken(_events(server, body, key, job), released)
+    box = server.engine.mailbox(job)
 
     async def whole() -> AsyncIterator[bytes]:
         pieces = await box.take(whole=True)
@@ -102,16 +99,6 @@ def _origins(choice: Choice | None, text: str, finish: Finish) -> Origins:
     )
 
 
-def _finish(finish: Finish) -> wire.Finish:
-    return finish if finish == "stop" or finish == "length" else "content_filter"
-
-
-def _usage(job: Job) -> Usage:
-    return Usage(
-        prompt_tokens=job.read, completion_tokens=job.made, total_tokens=job.read + job.made
-    )
-
-
 def _count(server: Backend, job: Job, finish: Finish) -> None:
     origin = job.choice.origin if job.choice else "none"
     server.metrics.answers.labels(origin, finish).inc()
@@ -138,14 +125,14 @@ def _whole(server: Backend, body: ChatRequest, job: Job, pieces: Sequence[Piece]
     choice = ChatChoice(
         message=AnswerMessage(content=text + _inline(body, told)),
         logprobs=logprobs,
-        finish_reason=_finish(finish),
+        finish_reason=finished(finish),
     )
     return ChatAnswer(
         id=_id(),
         created=int(time.time()),
         model=body.model,
         choices=[choice],
-        usage=_usage(job),
+        usage=usage(job),
         llm_unlearn=told,
     )
 
@@ -169,56 +156,38 @@ def _id() -> str:
     return f"chatcmpl-{secrets.token_hex(12)}"
 
 
-async def _events(
-    server: Backend, body: ChatRequest, key: Key, job: Job, box: Mailbox
-) -> AsyncIterator[bytes]:
+def _events(server: Backend, body: ChatRequest, key: Key, job: Job) -> AsyncIterator[bytes]:
     shared = {
         "id": _id(),
         "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": body.model,
     }
+    said: list[str] = []
 
     def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         logprobs = more.pop("logprobs", None)
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return json.dumps({**shared, "choices": [choice], **more})
 
-    text, begun = "", False
-    while True:
-        try:
-            pieces = await box.take()
-        except UnlearnError as error:
-            if not begun:
-                raise
-            yield lines(kind_of(error)[1].model_dump_json())
-            return
-        if not server.access.still(key):
-            revoked = kind_of(Unknown("This API key was revoked."))[1]
-            yield lines(revoked.model_dump_json())
-            return
-        told: list[str] = []
-        if not begun:
-            begun = True
-            server.metrics.first.observe(time.monotonic() - job.began)
-            told.append(event({"role": "assistant", "content": ""}))
+    def tell(pieces: Sequence[Piece], first: bool) -> list[str]:
+        told = [event({"role": "assistant", "content": ""})] if first else []
         for piece in pieces:
-            text += piece.text
+            said.append(piece.text)
             if piece.text or piece.tokens:
                 logprobs = [token.model_dump() for token in _logprobs(server, piece.tokens)]
                 content = {"content": logprobs} if body.logprobs else None
                 told.append(event({"content": piece.text}, logprobs=content))
             if piece.finish:
-                origins = _origins(job.choice, text, piece.finish)
+                origins = _origins(job.choice, "".join(said), piece.finish)
                 inline = _inline(body, origins)
                 if inline:
                     told.append(event({"content": inline}))
-                told.append(event({}, _finish(piece.finish), llm_unlearn=origins.model_dump()))
+                told.append(event({}, finished(piece.finish), llm_unlearn=origins.model_dump()))
                 if body.stream_options and body.stream_options.include_usage:
-                    usage = _usage(job).model_dump()
-                    told.append(json.dumps({**shared, "choices": [], "usage": usage}))
+                    used = usage(job).model_dump()
+                    told.append(json.dumps({**shared, "choices": [], "usage": used}))
                 _count(server, job, piece.finish)
-                told.append("[DONE]")
-        yield lines(*told)
-        if pieces and pieces[-1].finish:
-            return
+        return told
+
+    return streamed(server, key, job, tell)

@@ -1,7 +1,8 @@
 """`/v1/completions`, `/v1/embeddings`, `/v1/models`: the model and the embedder without a conversation.
 
 A prompt is continued as it is by `base`, `shard-N` or `ensemble`; no passage is looked for. `echo` with
-`logprobs` scores the prompt itself, as lm-evaluation-harness asks for it.
+`logprobs` scores the prompt itself, as lm-evaluation-harness asks for it. What is continued is guarded
+as an adapter's answer is (`guarding`); scores of the caller's own words are not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from llm_unlearn.errors import InputError, NotFound, UnlearnError
+from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.models.sampling import Drawn, Sampler
 from llm_unlearn.models.scoring import prompt_scores
 from llm_unlearn.retrieval.embedding import encode
@@ -24,9 +25,9 @@ from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.asking import WHOLE, Ask, encoded, models
 from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.engine import Busy
-from llm_unlearn.serve.events import JSON, Taken, lines
-from llm_unlearn.serve.failures import kind_of
-from llm_unlearn.serve.job import Job
+from llm_unlearn.serve.events import JSON, Taken
+from llm_unlearn.serve.job import Job, Piece
+from llm_unlearn.serve.streaming import finished, streamed, usage
 from llm_unlearn.serve.wire import (
     CompletionRequest,
     Embedded,
@@ -71,7 +72,7 @@ async def completions(request: Request, body: CompletionRequest, key: Asker) -> 
             "Ask without stream.",
         )
     (job,) = _jobs(server, body, key, most, under_way)
-    return Taken(_stream(server, body, job), released)
+    return Taken(_stream(server, body, key, job), released)
 
 
 def _jobs(
@@ -81,7 +82,13 @@ def _jobs(
     jobs = []
     for prompt in body.prompts:
         job = Job(
-            Ask(server.ways, body.model, frozenset(key.groups), raw=prompt),
+            Ask(
+                server.ways,
+                body.model,
+                frozenset(key.groups),
+                raw=prompt,
+                guarding=server.guarding,
+            ),
             lambda: Sampler(body.temperature or 0.0, body.top_p or 1.0, body.seed, body.logprobs),
             most,
             body.stops,
@@ -106,7 +113,7 @@ async def _whole(
         for place, box in enumerate([server.engine.mailbox(job) for job in jobs]):
             pieces = await box.take(whole=True)
             drawn = [token for piece in pieces for token in piece.tokens]
-            ended = "stop" if pieces[-1].finish == "stop" else "length"
+            ended = finished(pieces[-1].finish or "length")
             made[place] = ("".join(piece.text for piece in pieces), drawn, ended)
         # the base model draws on nothing that can be taken down
         if body.model == "base" or server.engine.commits() == number:
@@ -187,8 +194,7 @@ def _id() -> str:
     return f"cmpl-{secrets.token_hex(12)}"
 
 
-async def _stream(server: Backend, body: CompletionRequest, job: Job) -> AsyncIterator[bytes]:
-    box = server.engine.mailbox(job)
+def _stream(server: Backend, body: CompletionRequest, key: Key, job: Job) -> AsyncIterator[bytes]:
     shared = {
         "id": _id(),
         "object": "text_completion",
@@ -200,31 +206,17 @@ async def _stream(server: Backend, body: CompletionRequest, job: Job) -> AsyncIt
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
         return json.dumps({**shared, "choices": [choice]})
 
-    begun = False
-    while True:
-        try:
-            pieces = await box.take()
-        except UnlearnError as error:
-            if not begun:
-                raise
-            yield lines(kind_of(error)[1].model_dump_json())
-            return
-        begun = True
+    def tell(pieces: Sequence[Piece], _first: bool) -> list[str]:
         told = [event(piece.text) for piece in pieces if piece.text]
         finish = pieces[-1].finish if pieces else None
         if finish:
-            told.append(event("", "content_filter" if finish == "takedown" else finish))
+            told.append(event("", finished(finish)))
             if body.stream_options and body.stream_options.include_usage:
-                usage = {
-                    "prompt_tokens": job.read,
-                    "completion_tokens": job.made,
-                    "total_tokens": job.read + job.made,
-                }
-                told.append(json.dumps({**shared, "choices": [], "usage": usage}))
-            told.append("[DONE]")
-        yield lines(*told)
-        if finish:
-            return
+                used = usage(job).model_dump()
+                told.append(json.dumps({**shared, "choices": [], "usage": used}))
+        return told
+
+    return streamed(server, key, job, tell)
 
 
 @router.post("/v1/embeddings")

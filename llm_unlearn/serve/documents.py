@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -155,16 +156,7 @@ def _listed(server: Backend, entry: Entry) -> Listed:
     if entry.fate == "corpus":
         record = opened.vault.find(opened.vault.mark("id", entry.id))
         shard = None if record is None else opened.shard_of(record)
-    return Listed(
-        id=entry.id,
-        subject=entry.subject,
-        fate=entry.fate,
-        state=entry.state,
-        generation=entry.generation,
-        rule=entry.rule,
-        reason=entry.reason,
-        shard=shard,
-    )
+    return Listed(**dataclasses.asdict(entry), shard=shard)
 
 
 @router.get("/v1/documents/{id:path}")

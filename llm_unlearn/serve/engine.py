@@ -17,19 +17,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from llm_unlearn.answering import Answerer, Choice
 from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
-from llm_unlearn.models.experts import Mixture
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost
 from llm_unlearn.models.sampling import Drawn
 from llm_unlearn.serve.job import Job, Mailbox, Piece
 from llm_unlearn.serve.speech import Speech
+from llm_unlearn.serve.track import Row, Track
 from llm_unlearn.serve.watch import Watch
 
 if TYPE_CHECKING:
@@ -48,43 +46,6 @@ class TooLate(EnvironmentFailure):
     """The time of an answer was up."""
 
 
-@dataclass
-class _Row:
-    job: Job
-    choice: Choice
-    last: int = 0
-
-
-@dataclass
-class _Track:
-    """A lane, the answers in its rows, and their adapters side by side while the rows stay the same."""
-
-    lane: Lane
-    answerer: Answerer
-    rows: list[_Row] = field(default_factory=list)
-    _mixture: Mixture | None = None
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Let all other rows go."""
-        if len(places) < len(self.rows):
-            self.lane.keep(places)
-            self.rows = [self.rows[place] for place in places]
-            self._mixture = None
-
-    def add(self, rows: Sequence[_Row]) -> None:
-        """Rows that have joined the lane."""
-        self.rows += rows
-        self._mixture = None
-
-    def mixture(self) -> Mixture | None:
-        """The adapters of all rows; None for the base model."""
-        if not self.rows[0].choice.experts:
-            return None
-        if self._mixture is None:
-            self._mixture = self.answerer.mixture([row.choice for row in self.rows])
-        return self._mixture
-
-
 class Engine:
     """Makes answers; `start` begins, `stop` ends the thread."""
 
@@ -97,7 +58,7 @@ class Engine:
         self._turn = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._jobs: set[Job] = set()  # those whose words were not all taken
-        self._tracks: dict[Any, _Track] = {}
+        self._tracks: dict[Any, Track] = {}
         self._tasks: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._settled = watch.number()
@@ -266,7 +227,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting answers in, in their order, as far as there are rows and room to read."""
         free = self._config.rows - sum(len(t.rows) for t in self._tracks.values())
-        new: dict[Any, list[tuple[_Row, list[int]]]] = {}
+        new: dict[Any, list[tuple[Row, list[int]]]] = {}
         width = 0
         while free > 0:
             with self._turn:
@@ -293,7 +254,7 @@ class Engine:
         for key, entering in new.items():
             self._join(key, [row for row, _ in entering], [ids for _, ids in entering])
 
-    def _enter(self, job: Job) -> tuple[Any, _Row, list[int]] | None:
+    def _enter(self, job: Job) -> tuple[Any, Row, list[int]] | None:
         """Choose a waiting job's sources; None if that was already the answer, or there is none."""
         try:
             choice = job.ask.choose()
@@ -302,7 +263,7 @@ class Engine:
                 job.put(Piece(job.ask.answerer.config.decline_message, (), "stop"))
                 return None
             ids = job.ask.prompt(choice)
-            job.watch = job.ask.watch(choice)
+            job.watch = job.ask.watch(choice, ids)
             base = self._host().base
             most = getattr(base.model.config, "max_position_embeddings", None)
             if not ids:
@@ -326,13 +287,13 @@ class Engine:
             key = ("merge", tuple(sorted((s, i) for s, i, _ in choice.experts)))
         elif copies:
             key = (config.aggregation == "ensemble-log", copies)
-        return key, _Row(job, choice), ids
+        return key, Row(job, choice), ids
 
-    def _join(self, key: Any, rows: list[_Row], prompts: list[list[int]]) -> None:
+    def _join(self, key: Any, rows: list[Row], prompts: list[list[int]]) -> None:
         copies = 0 if key == ("base",) else 1 if key[0] == "merge" else key[1]
         track = self._tracks.get(key)
         if track is None:
-            track = _Track(Lane(self._host(), copies), rows[0].job.ask.answerer)
+            track = Track(Lane(self._host(), copies), rows[0].job.ask.answerer)
             self._tracks[key] = track
         try:
             mixture = track.answerer.mixture([r.choice for r in rows]) if copies else None
@@ -352,7 +313,7 @@ class Engine:
         self._say(track, rows, logits)
         self.tokens += len(rows)
 
-    def _step(self, track: _Track) -> None:
+    def _step(self, track: Track) -> None:
         if not track.rows:
             return
         logits = track.lane.step([row.last for row in track.rows], track.mixture())
@@ -360,7 +321,7 @@ class Engine:
         self.tokens += len(track.rows)
         self._say(track, track.rows, logits)
 
-    def _say(self, track: _Track, rows: Sequence[_Row], logits: Tensor) -> None:
+    def _say(self, track: Track, rows: Sequence[Row], logits: Tensor) -> None:
         """Draw each row's token and tell it; rows that ended leave."""
         stops = self._host().base.stop_ids
         likeliest = logits.argmax(-1).tolist()

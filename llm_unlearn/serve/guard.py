@@ -69,17 +69,21 @@ class Verbatim:
 
     def allows(self, text: str) -> bool:
         """Whether a text that was allowed until its last word still is."""
-        size = self.words + 1
-        last = _last(text, size)
-        if len(last) == size and last in self._runs:
-            return False
-        return self.share >= 1 or self._shared(text) <= self.share
+        return not self.ends(text) and not self.exceeds(text)
+
+    def ends(self, text: str) -> bool:
+        """Whether the last words of a text are a run that is too long."""
+        return _last(text, self.words + 1) in self._runs
+
+    def exceeds(self, text: str) -> bool:
+        """Whether a text repeats too large a part of a work."""
+        return self.share < 1 and self._shared(text) > self.share
 
     def holds(self, text: str) -> bool:
         """Whether a whole text keeps the limits."""
         words, size = fold(text).words, self.words + 1
         runs = any(words[i : i + size] in self._runs for i in range(len(words) - size + 1))
-        return not runs and (self.share >= 1 or self._shared(text) <= self.share)
+        return not runs and not self.exceeds(text)
 
     def _shared(self, text: str) -> float:
         """The largest part of a work that the text repeats."""

@@ -2,8 +2,9 @@
 
 Guarantees: with a rule for a document's licence and the caller's groups, an answer that was given that
 document, or whose adapter is asked near it, holds no longer run of it than the rule allows: tokens that
-would complete one are not chosen. Markers of turns in passages and questions are words, never turns.
-Documents that were neither retrieved nor near the question are not compared with.
+would complete one are not chosen. Where a text is continued as it is, its last words count as the
+beginning of the run. Markers of turns in passages and questions are words, never turns.
+Documents that were neither retrieved nor near the question or text are not compared with.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from llm_unlearn.serve.guard import (
     near,
     without_instructions,
 )
+from llm_unlearn.takedown.overlap import fold
 from llm_unlearn.takedown.tombstones import Tombstones
 
 if TYPE_CHECKING:
@@ -39,17 +41,53 @@ _ANSWER = 30  # words of the shortest answer that can give passages back
 
 @dataclass(frozen=True)
 class Watch:
-    """What is asked of one answer: of each token before it comes, of the words so far."""
+    """What is asked of one answer: of each token before it comes, of the words so far.
 
-    allows: Callable[[str], bool] | None = None
+    Args:
+        limits: kept by every token.
+        before: tokens of the text that the answer continues.
+    """
+
+    limits: Sequence[Verbatim] = ()
     ends: Callable[[str], bool] | None = None
+    before: Sequence[int] = ()
 
     def constraint(self, tokenizer: Any, ids: Sequence[int]) -> Allowed | None:
-        """Which tokens may follow `ids`."""
-        allows = self.allows
-        if allows is None:
+        """Which tokens may follow `ids`; only the end of what was said is decoded for each.
+
+        A token that adds to no word is allowed: what stands there was, or is the caller's own.
+        """
+        limits = self.limits
+        if not limits:
             return None
-        return lambda token: allows(tokenizer.decode([*ids, token], skip_special_tokens=True))
+        said = [*self.before, *ids]
+        # more words than the longest run: what the cut does to the first of them is no matter
+        end, words = _end(tokenizer, said, max(limit.words for limit in limits) + 3)
+        shared = [limit for limit in limits if limit.share < 1]
+
+        def allowed(token: int) -> bool:
+            text = tokenizer.decode([*end, token], skip_special_tokens=True)
+            if fold(text).words == words:
+                return True
+            if any(limit.ends(text) for limit in limits):
+                return False
+            if not shared:
+                return True
+            whole = tokenizer.decode([*ids, token], skip_special_tokens=True)
+            return not any(limit.exceeds(whole) for limit in shared)
+
+        return allowed
+
+
+def _end(tokenizer: Any, ids: Sequence[int], least: int) -> tuple[list[int], tuple[str, ...]]:
+    """The last of some tokens that hold so many words, or all of them; and their words."""
+    span = 2 * least
+    while True:
+        end = list(ids[-span:])
+        words = fold(tokenizer.decode(end, skip_special_tokens=True)).words
+        if len(words) >= least or span >= len(ids):
+            return end, words
+        span *= 2
 
 
 class Guarding:
@@ -64,11 +102,13 @@ class Guarding:
         """Whether a conversation is declined before anything is looked for."""
         if self.config.refuse_dumps and asks_for_all(messages[-1].content):
             return True
-        return self.config.tombstones and any(
-            self._tombstones.refuses(Document(id="message", text=message.content)) is not None
-            for message in messages
-            if len(message.content) >= _LETTERS
-        )
+        return any(self.removed(message.content) for message in messages)
+
+    def removed(self, text: str) -> bool:
+        """Whether a text brings along one that was taken down."""
+        if not self.config.tombstones or len(text) < _LETTERS:
+            return False
+        return self._tombstones.refuses(Document(id="message", text=text)) is not None
 
     def messages(self, tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
         """The conversation as the model reads it."""
@@ -90,8 +130,18 @@ class Guarding:
                 read.append(dataclasses.replace(hit, text=text))
         return read
 
-    def watch(self, choice: Choice, vector: Floats | None, groups: frozenset[str]) -> Watch:
-        """What an answer from these sources is asked."""
+    def watch(
+        self,
+        choice: Choice,
+        vector: Floats | None,
+        groups: frozenset[str],
+        before: Sequence[int] = (),
+    ) -> Watch:
+        """What an answer from these sources is asked.
+
+        Args:
+            before: tokens of the text that it continues.
+        """
         protected = self._protected(choice, vector, groups) if self.config.rules else []
         limits = [
             Verbatim(texts, rule.verbatim_words, rule.verbatim_share)
@@ -114,11 +164,8 @@ class Guarding:
                 most is not None and len(text.split()) >= _ANSWER and copied(text, passages) >= most
             )
 
-        def allows(text: str) -> bool:
-            return all(limit.allows(text) for limit in limits)
-
         watched = bool(close) or (most is not None and bool(passages))
-        return Watch(allows if limits else None, ends if watched else None)
+        return Watch(limits, ends if watched else None, before)
 
     def _protected(
         self, choice: Choice, vector: Floats | None, groups: frozenset[str]
@@ -141,6 +188,9 @@ class Guarding:
                 if (not rule.licenses or document.license in rule.licenses) and (
                     not rule.groups or groups & set(rule.groups)
                 ):
-                    found.setdefault(number, []).append(document.content)
+                    texts = found.setdefault(number, [])
+                    texts.append(document.content)
+                    if document.messages:  # as it is learned: without the names of the roles
+                        texts.append("\n".join(m.content for m in document.messages))
                     break
         return [(self.config.rules[number], texts) for number, texts in sorted(found.items())]

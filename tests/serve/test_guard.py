@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
 
 from llm_unlearn.serve.guard import (
     Verbatim,
@@ -13,8 +14,11 @@ from llm_unlearn.serve.guard import (
     near,
     without_instructions,
 )
+from llm_unlearn.serve.guarding import Watch
+from llm_unlearn.takedown.overlap import fold
 
 WORK = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+_TOKENIZER = byte_tokenizer()
 _WORDS = st.lists(st.sampled_from([*"abcd", "e" * 99]), max_size=30)
 
 
@@ -33,6 +37,31 @@ def test_what_is_allowed_word_by_word_holds_no_longer_run(
     assert longest_run(text, " ".join(work)) <= most
     # and a text is refused only for a run that is there
     assert guard.holds(" ".join(answer)) == (longest_run(" ".join(answer), " ".join(work)) <= most)
+
+
+@settings(max_examples=150)
+@given(
+    work=_WORDS,
+    before=st.text("abcde é\u0301字.", max_size=60),
+    said=st.text("abcde é\u0301字.", max_size=400),
+    token=st.integers(5, 260),
+    most=st.integers(1, 5),
+    share=st.sampled_from([1.0, 0.4]),
+)
+def test_the_end_of_an_answer_decides_as_the_whole_would(
+    work: list[str], before: str, said: str, token: int, most: int, share: float
+) -> None:
+    """Half characters at the cut included: a token is one byte."""
+    limit = Verbatim([" ".join(work), before[:20] + said[:40]], most, share)
+    start, ids = (
+        _TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in (before, said)
+    )
+    allowed = Watch([limit], before=start).constraint(_TOKENIZER, ids)
+    assert allowed is not None
+    whole, now = _TOKENIZER.decode([*start, *ids]), _TOKENIZER.decode([*start, *ids, token])
+    same = fold(whole).words == fold(now).words
+    mine = _TOKENIZER.decode([*ids, token])
+    assert allowed(token) == (same or not (limit.ends(now) or limit.exceeds(mine)))
 
 
 def test_disguises_of_a_run() -> None:

@@ -1,0 +1,59 @@
+"""What both ways to answer say alike: the loop of a stream, how an answer ended, what it used.
+
+Guarantees: a stream whose key was revoked ends with its next words; an error after the first word is
+told in the stream, one before it with its own status.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from llm_unlearn.errors import UnlearnError
+from llm_unlearn.serve import wire
+from llm_unlearn.serve.access import Key
+from llm_unlearn.serve.backend import Backend
+from llm_unlearn.serve.events import lines
+from llm_unlearn.serve.failures import Unknown, kind_of
+from llm_unlearn.serve.job import Finish, Job, Piece
+
+Tell = Callable[[Sequence[Piece], bool], list[str]]
+"""From pieces, and whether they are the first, to the data of events."""
+
+
+async def streamed(server: Backend, key: Key, job: Job, tell: Tell) -> AsyncIterator[bytes]:
+    """The events of one answer, as its words come."""
+    box = server.engine.mailbox(job)
+    begun = False
+    while True:
+        try:
+            pieces = await box.take()
+        except UnlearnError as error:
+            if not begun:
+                raise
+            yield lines(kind_of(error)[1].model_dump_json())
+            return
+        if not server.access.still(key):
+            revoked = kind_of(Unknown("This API key was revoked."))[1]
+            yield lines(revoked.model_dump_json())
+            return
+        if not begun:
+            server.metrics.first.observe(time.monotonic() - job.began)
+        told = tell(pieces, not begun)
+        begun = True
+        ended = bool(pieces) and pieces[-1].finish is not None
+        yield lines(*told, *(["[DONE]"] if ended else []))
+        if ended:
+            return
+
+
+def finished(finish: Finish) -> wire.Finish:
+    """How an answer ended, in OpenAI's words."""
+    return finish if finish == "stop" or finish == "length" else "content_filter"
+
+
+def usage(job: Job) -> wire.Usage:
+    """The tokens that an answer read and made."""
+    return wire.Usage(
+        prompt_tokens=job.read, completion_tokens=job.made, total_tokens=job.read + job.made
+    )
