@@ -86,6 +86,8 @@ async def show(
         raise NotFound(f"There is no probe {number} here.", f"The last {KEPT} are kept.")
     row = Row(**_state(probe))
     report = probe.report
+    if report is not None:  # a local model is told by its last name: a path is nobody's business
+        report = report.model_copy(update={"model": report.model.rsplit("/", 1)[-1]})
     if key.role == "auditor":
         told = None if report is None else _values(report)
         return row.model_copy(update={"report": told})

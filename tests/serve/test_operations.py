@@ -190,6 +190,7 @@ def test_a_probe_quotes_only_what_is_live_and_may_be_seen(fresh: Callable[..., S
         expected = probe_subject(own, "author-1", controls=strangers, groups=["staff"])
     report = row["report"]
     assert report["schema_version"] == 1
+    assert expected.model.endswith(f"/{report['model']}")  # and not where it lies
     assert report["cards"] == expected.model_dump(mode="json")["cards"]
     assert report["passages"] == expected.model_dump(mode="json")["passages"] != []
     shown = auditor.get("/v1/probes/1").json()["report"]
