@@ -68,7 +68,7 @@ def verify(secret: bytes, headers: dict[str, str], body: bytes, *, seconds: floa
     except (KeyError, ValueError):
         return False
     return abs(time.time() - moment) <= seconds and hmac.compare_digest(
-        right, headers.get("webhook-signature", "")
+        right.encode(), headers.get("webhook-signature", "").encode(errors="replace")
     )
 
 

@@ -44,7 +44,7 @@ def test_sensitivity_goes_on_where_it_was(
 
     told: list[str] = []
     rows = sensitivity.measure(lab(), told.append, QUICK)
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert rows[0].knowing[0] > rows[0].never[0]
     blind = next(row for row in rows if "blind" in row.probe)
     assert blind.knowing == blind.never
@@ -74,3 +74,10 @@ def test_attacks_on_store_and_chat(tmp_path: Path, tiny_references: dict[str, st
     assert found["vector inverted, text not among them: found"].mean == 0
     assert found["injected order: followed, without it in the store"].mean == 0
     assert found["plain question: 24 characters of the inscription in the answer"].n == 4
+
+
+def test_the_router_forgets_who_is_removed(tmp_path: Path, tiny_references: dict[str, str]) -> None:
+    found = chat_attacks.routed(tmp_path, 6, tiny_config(tiny_references))
+    for what in ("reaches any adapter", "reaches the removed person's shard"):
+        assert found[f"router, after: {what}"] == found[f"router, never-had: {what}"]
+    assert found["router, before: reaches any adapter"].mean > 0

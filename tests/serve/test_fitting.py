@@ -94,6 +94,7 @@ def test_the_script_of_the_page_takes_down_and_webhooks_tell(fresh: Callable[...
     for headers, body in taken:
         assert verify(SECRET.encode(), headers, body)
         assert not verify(SECRET.encode(), headers, body + b" ")
+        assert not verify(SECRET.encode(), {**headers, "webhook-signature": "v1,\xe9"}, body)
         assert not verify(b"another secret of so many bytes", headers, body)
         assert not verify(SECRET.encode(), {**headers, "webhook-timestamp": "1"}, body)
         assert b"work" not in body
