@@ -290,11 +290,7 @@ def _routed(
 
 def routing(workspace: Workspace, groups: Collection[str]) -> Routing:
     """The workspace's router as `eval.router` asks it: what the chat would do with a question."""
-    from llm_unlearn.answering import make_answerer
-
-    opened = workspace.opened
-    config = opened.config.answering
-    answerer = make_answerer(opened, config)
+    opened, answerer = workspace.opened, workspace.answerer
 
     def route(question: str) -> tuple[float, int | None]:
         vector = encode(opened.store.embedder, [question])[0]

@@ -302,11 +302,16 @@ class Workspace:
                 raise InputError("The question is empty.", "Ask in words.")
             if any("\ud800" <= character <= "\udfff" for character in question):
                 raise InputError("The question is not valid UTF-8.", "Ask in words.")
+        return self.answerer.ask(questions, groups)
+
+    @property
+    def answerer(self) -> Answerer:
+        """What chooses sources and answers, as the configuration says."""
         if self._answerer is None:
             from llm_unlearn.answering import make_answerer
 
             self._answerer = make_answerer(self._opened, self.config.answering)
-        return self._answerer.ask(questions, groups)
+        return self._answerer
 
     def plan_takedown(self, request: Request, *, include_flagged: bool = False) -> Plan:
         """What a takedown would do; changes nothing.

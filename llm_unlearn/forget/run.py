@@ -63,6 +63,7 @@ def run(
 
     Raises:
         InputError: the method needs texts that are not there, or there is nothing to forget.
+        NoEffect: no weight moved.
     """
     _check(method, material)
     torch.set_num_threads(settings.threads)
@@ -294,7 +295,7 @@ class _Run:
             try:
                 state = dict(move.at(scale))
             except NoEffect:
-                if scale == self.settings.strength:
+                if not self.looks:
                     raise
                 break  # what kept utility would be nothing at all
             self.weights.load(state)
@@ -313,7 +314,7 @@ class _Run:
         self.weights.load(state)
         same = all(state[name].equal(self.start[name]) for name in self.weights.names)
         if same and stop not in ("utility", "diverged"):
-            raise AssertionError(f"{self.method.name} moved no weight")
+            raise NoEffect(f"{self.method.name} moved no weight.", "Raise its rate or strength.")
         after = self._measure()
         verdict: Verdict = "partly"
         if same or self._wrecked(after) or not all(t.isfinite().all() for t in state.values()):

@@ -5,8 +5,8 @@
 
 Guarantees: reports are kept in memory alone, the last `KEPT` of them. A report quotes
 a text only while its document is live with the same words and the key's groups may see it, looked up at
-each request: what was taken down is in no report that is given out afterwards. An auditor gets values and
-verdicts, and neither texts nor ids nor the subject.
+each request, and names it and its subject only then: what was taken down is in no report that is given
+out afterwards. An auditor gets values and verdicts, and neither texts nor ids nor the subject.
 """
 
 from __future__ import annotations
@@ -114,12 +114,13 @@ def _values(report: Report) -> dict[str, Any]:
 
 
 def _seen(server: Backend, report: Report, key: Key) -> Report:
-    """A report with the passages that this key may read now."""
+    """A report with the ids and passages that this key may read now; the others have numbers."""
     opened, groups = server.reader.opened, frozenset(key.groups)
     words: dict[str, str] = {}
     if groups:
-        ids = [passage.id for passage in report.passages]
         stores = (opened.store, opened.router)
-        words = {d.id: text_of(d) for one in stores for d in one.get(ids, groups=groups)}
+        words = {d.id: text_of(d) for one in stores for d in one.get(report.texts, groups=groups)}
     kept = tuple(passage for passage in report.passages if words.get(passage.id) == passage.text)
-    return report.model_copy(update={"passages": kept})
+    named = tuple(n if n in words else str(i) for i, n in enumerate(report.texts, start=1))
+    subject = report.subject if words else ""
+    return report.model_copy(update={"passages": kept, "texts": named, "subject": subject})

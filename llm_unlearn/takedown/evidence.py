@@ -137,9 +137,11 @@ class Moments:
 
     def _measure(self, names: Mapping[int, str]) -> dict[str, float]:
         """Means over all removed training documents, each asked of its shard's checkpoint."""
-        listed, load = self._opened.checkpoints.listed(), self._opened.checkpoints.load
+        checkpoints = self._opened.checkpoints
+        listed = checkpoints.listed()
+        wanted = {shard: listed.get(names.get(shard, "")) for shard in self._shards()}
         return self._probe(
-            {n: load(listed[name]).adapter for n, name in names.items() if name in listed}
+            {shard: checkpoints.load(item).adapter for shard, item in wanted.items() if item}
         )
 
     def _never_had(self) -> dict[str, float] | None:

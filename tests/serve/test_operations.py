@@ -205,6 +205,7 @@ def test_a_probe_quotes_only_what_is_live_and_may_be_seen(fresh: Callable[..., S
     assert operator.post("/v1/takedowns", json={"subject": "author-1"}).status_code == 201
     after = operator.get("/v1/probes/1").json()["report"]
     assert (after["cards"], after["passages"]) == (report["cards"], [])
+    assert (after["texts"], after["subject"]) == (["1", "2"], "")  # names are text too
     assert operator.post("/v1/probes", json=wanted).status_code == 404
 
 

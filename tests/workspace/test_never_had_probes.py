@@ -11,6 +11,8 @@ from llm_unlearn import Workspace
 from llm_unlearn.config import dump_config
 from llm_unlearn.errors import RecipeMismatch
 from llm_unlearn.opened import Opened
+from llm_unlearn.sisa.checkpoints import Checkpoints, Listed
+from llm_unlearn.sisa.train import TrainState
 from llm_unlearn.takedown.probing import NAMES, probe
 from llm_unlearn.takedown.receipt import decimal
 from llm_unlearn.takedown.schema import Probe
@@ -68,6 +70,21 @@ def test_a_rolled_back_shard_stands_beside_the_whole_one(make: Maker) -> None:
     asked = _asked(never)
     assert [p.never_had for p in probes] == [asked[name] for name in NAMES]
     assert probes[0].after == probes[0].rolled_back != probes[0].never_had
+
+
+def test_only_touched_shards_are_read(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = _ready(make)
+    home = workspace.opened.layout.shard(workspace.opened.vault.mark("subject", GONE))
+    read: set[int] = set()
+    load = Checkpoints.load
+
+    def noted(self: Checkpoints, listed: Listed) -> TrainState:
+        read.add(listed.shard)
+        return load(self, listed)
+
+    monkeypatch.setattr(Checkpoints, "load", noted)
+    _probes(workspace, after="rollback")
+    assert read == {home}
 
 
 def test_where_nothing_stays_it_is_the_base_model(make: Maker) -> None:
