@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_unlearn.answering import Answerer, Choice, make_answerer, with_context
+from llm_unlearn.config_guard import GuardRule
 from llm_unlearn.documents import Message
 from llm_unlearn.errors import AccessDenied, InputError, NotFound
 from llm_unlearn.models.chat import render
 from llm_unlearn.retrieval.embedding import Floats, encode
 from llm_unlearn.routing import permitted
+from llm_unlearn.serve.guard import asks_for_all
 from llm_unlearn.serve.guarding import Guarding, Watch
 
 if TYPE_CHECKING:
@@ -97,14 +99,22 @@ class Ask:
             NotFound: no such model.
             AccessDenied: no group, where one is needed; a text to continue that was taken down.
         """
-        if self.guarding is not None:
-            if self.messages and self.guarding.refuses(self.messages):
+        guarding = self.guarding
+        if guarding is not None:
+            if any(guarding.removed(m.content, self.groups) for m in self.messages):
                 return Choice("declined")
-            if self.raw is not None and self.guarding.removed(self._text()):
+            if self.raw is not None and guarding.removed(self._text(), self.groups):
                 raise AccessDenied(
                     "The prompt brings along a text that was taken down.",
                     "Ask without it; scores alone (`echo`, `max_tokens` 0) are given.",
                 )
+        choice = self._source()
+        wants_all = bool(self.messages) and asks_for_all(self.messages[-1].content)
+        if wants_all and any(rule.refuse_dumps for rule in self._rules(choice)):
+            return Choice("declined")
+        return choice
+
+    def _source(self) -> Choice:
         if self.model == "base":
             return _BASE
         answerer = self.answerer
@@ -145,8 +155,8 @@ class Ask:
             return encoded(tokenizer, self.raw)
         messages, hits = list(self.messages), list(choice.hits)
         if self.guarding is not None:
-            messages = self.guarding.messages(tokenizer, messages)
-            hits = self.guarding.passages(tokenizer, hits)
+            messages = self.guarding.messages(tokenizer, messages, self._rules(choice))
+            hits = self.guarding.passages(tokenizer, hits, self.groups)
         if hits:
             last = max(i for i, m in enumerate(messages) if m.role == "user")
             words = with_context(messages[last].content, hits)
@@ -159,11 +169,21 @@ class Ask:
         """What is asked of its words as they come, after these tokens of the prompt."""
         if self.guarding is None:
             return Watch()
-        if self._vector is None and choice.experts and self.guarding.config.rules:
+        before = () if self.raw is None else ids
+        return self.guarding.watch(choice, self._near(choice), self.groups, before)
+
+    def _rules(self, choice: Choice) -> list[GuardRule]:
+        """The rules of the guard for the documents of a choice."""
+        if self.guarding is None:
+            return []
+        return self.guarding.rules(choice, self._near(choice), self.groups)
+
+    def _near(self, choice: Choice) -> Floats | None:
+        """The question's vector, where a rule may hold for training documents near it."""
+        if self._vector is None and choice.experts and self.guarding and self.guarding.config.rules:
             text = self.question if self.raw is None else self._text()[-_END:]
             self._vector = encode(self.answerer.store.embedder, [text])[0]
-        before = () if self.raw is None else ids
-        return self.guarding.watch(choice, self._vector, self.groups, before)
+        return self._vector
 
     def _text(self) -> str:
         """The words of a raw prompt."""

@@ -10,7 +10,7 @@ Documents that were neither retrieved nor near the question or text are not comp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from llm_unlearn.retrieval import Hit
 from llm_unlearn.retrieval.embedding import Floats
 from llm_unlearn.serve.guard import (
     Verbatim,
-    asks_for_all,
     copied,
     near,
     without_instructions,
@@ -98,33 +97,44 @@ class Guarding:
         self.config = config
         self._tombstones = Tombstones(opened.database, opened.keyring)
 
-    def refuses(self, messages: Sequence[Message]) -> bool:
-        """Whether a conversation is declined before anything is looked for."""
-        if self.config.refuse_dumps and asks_for_all(messages[-1].content):
-            return True
-        return any(self.removed(message.content) for message in messages)
-
-    def removed(self, text: str) -> bool:
-        """Whether a text brings along one that was taken down."""
+    def removed(self, text: str, groups: Collection[str]) -> bool:
+        """Whether a caller brings a text along that was taken down, and may not."""
         if not self.config.tombstones or len(text) < _LETTERS:
+            return False
+        if not set(self.config.tombstones_spare).isdisjoint(groups):
             return False
         return self._tombstones.refuses(Document(id="message", text=text)) is not None
 
-    def messages(self, tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    def rules(
+        self, choice: Choice, vector: Floats | None, groups: Collection[str]
+    ) -> list[GuardRule]:
+        """What holds for an answer from these sources: one rule or more, each once.
+
+        Args:
+            vector: of the question, for the training documents near it.
+        """
+        if not self.config.rules:
+            return [self.config.rule(None, groups)]
+        licenses: list[str | None] = [hit.license for hit in choice.hits]
+        licenses += [d.license for d in self._documents(self._near(choice, vector))]
+        return list(dict.fromkeys(self.config.rule(n, groups) for n in licenses or [None]))
+
+    def messages(
+        self, tokenizer: Any, messages: Sequence[Message], rules: Sequence[GuardRule]
+    ) -> list[Message]:
         """The conversation as the model reads it."""
         markers = tokenizer.all_special_tokens
         told = [m.model_copy(update={"content": neutral(m.content, markers)}) for m in messages]
-        if self.config.system:
-            told.insert(0, Message(role="system", content=self.config.system))
-        return told
+        system = "\n".join(dict.fromkeys(rule.system for rule in rules if rule.system))
+        return [Message(role="system", content=system), *told] if system else told
 
-    def passages(self, tokenizer: Any, hits: Sequence[Hit]) -> list[Hit]:
+    def passages(self, tokenizer: Any, hits: Sequence[Hit], groups: Collection[str]) -> list[Hit]:
         """The passages as the model reads them."""
         markers = tokenizer.all_special_tokens
         read = []
         for hit in hits:
             text = neutral(hit.text, markers)
-            if self.config.drop_instructions:
+            if self.config.rule(hit.license, groups).drop_instructions:
                 text = without_instructions(text)
             if text:
                 read.append(dataclasses.replace(hit, text=text))
@@ -142,55 +152,61 @@ class Guarding:
         Args:
             before: tokens of the text that it continues.
         """
-        protected = self._protected(choice, vector, groups) if self.config.rules else []
+        protected = self._protected(choice, vector, groups) if self.config.rules else {}
         limits = [
             Verbatim(texts, rule.verbatim_words, rule.verbatim_share)
-            for rule, texts in protected
+            for rule, texts in protected.items()
             if rule.verbatim_words is not None
         ]
         close = [
             (rule.near, text)
-            for rule, texts in protected
+            for rule, texts in protected.items()
             for text in texts
             if rule.near is not None
         ]
-        passages = [hit.text for hit in choice.hits]
-        most = self.config.copied
+        given: dict[float, list[str]] = {}
+        for hit in choice.hits:
+            most = self.config.rule(hit.license, groups).copied
+            if most is not None:
+                given.setdefault(most, []).append(hit.text)
 
         def ends(text: str) -> bool:
             if any(near(text, source) >= limit for limit, source in close):
                 return True
-            return (
-                most is not None and len(text.split()) >= _ANSWER and copied(text, passages) >= most
+            return len(text.split()) >= _ANSWER and any(
+                copied(text, passages) >= most for most, passages in given.items()
             )
 
-        watched = bool(close) or (most is not None and bool(passages))
-        return Watch(limits, ends if watched else None, before)
+        return Watch(limits, ends if close or given else None, before)
 
     def _protected(
-        self, choice: Choice, vector: Floats | None, groups: frozenset[str]
-    ) -> list[tuple[GuardRule, list[str]]]:
-        opened = self._opened
-        handles = [hit.handle for hit in choice.hits]
-        if choice.experts and vector is not None:
-            most = opened.config.answering.route_neighbours
-            handles += [record.handle for _, record, _ in opened.router.nearest(vector, most)]
-        found: dict[int, list[str]] = {}
+        self, choice: Choice, vector: Floats | None, groups: Collection[str]
+    ) -> dict[GuardRule, list[str]]:
+        """Texts of the documents that an answer draws on, by the rule that holds for them."""
+        handles = [hit.handle for hit in choice.hits] + self._near(choice, vector)
+        found: dict[GuardRule, list[str]] = {}
+        for document in self._documents(handles):
+            texts = found.setdefault(self.config.rule(document.license, groups), [])
+            texts.append(document.content)
+            if document.messages:  # as it is learned: without the names of the roles
+                texts.append("\n".join(m.content for m in document.messages))
+        return found
+
+    def _near(self, choice: Choice, vector: Floats | None) -> list[bytes]:
+        """Training documents near the question, where adapters answer."""
+        if not choice.experts or vector is None:
+            return []
+        most = self._opened.config.answering.route_neighbours
+        return [record.handle for _, record, _ in self._opened.router.nearest(vector, most)]
+
+    def _documents(self, handles: Sequence[bytes]) -> list[Document]:
+        found = []
         for handle in dict.fromkeys(handles):
-            record = opened.vault.find(handle)
+            record = self._opened.vault.find(handle)
             if record is None:
                 continue
             try:
-                document = opened.document(record)
+                found.append(self._opened.document(record))
             except Damaged:  # deleted meanwhile: the choice is made again
                 continue
-            for number, rule in enumerate(self.config.rules):
-                if (not rule.licenses or document.license in rule.licenses) and (
-                    not rule.groups or groups & set(rule.groups)
-                ):
-                    texts = found.setdefault(number, [])
-                    texts.append(document.content)
-                    if document.messages:  # as it is learned: without the names of the roles
-                        texts.append("\n".join(m.content for m in document.messages))
-                    break
-        return [(self.config.rules[number], texts) for number, texts in sorted(found.items())]
+        return found
