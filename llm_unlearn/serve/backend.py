@@ -29,6 +29,7 @@ from llm_unlearn.serve.probing import Probes
 from llm_unlearn.serve.runs import Runs
 from llm_unlearn.serve.watch import Watch
 from llm_unlearn.serve.webhooks import State, Webhooks
+from llm_unlearn.takedown.journal import Journal
 from llm_unlearn.workspace import Workspace
 
 T = TypeVar("T")
@@ -95,9 +96,10 @@ class Backend:
         self.writer.close()
         self.reader.close()
 
-    def _states(self) -> list[State]:
-        """Takedowns as webhooks tell them."""
-        return [State(row.number, row.state, row.receipt) for row in self.reader.desk.all()]
+    def _states(self, after: str | None) -> list[State]:
+        """What webhooks tell: the states that takedowns reached after one."""
+        opened = self.reader.opened
+        return [State(*one) for one in Journal(opened.database, opened.keyring).reached(after)]
 
     async def apart(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
         """Do something that blocks, outside the event loop."""

@@ -11,11 +11,14 @@
 as in the Standard Webhooks specification, so its libraries verify them. The body names no document, no
 subject and nobody; a receiver asks for what it needs with a key of its own.
 
-Guarantees: a state that the journal reaches, by whatever process, is told at least once to each URL, in
-order for each takedown, until the URL answers 2xx; what was told is kept in `WS/webhooks.json`, so a state
-that came while the server was down is told when it is up again. A state that is passed within one look
-(half a second) is not told by itself: the next one says more. A URL that fails is tried again after 1, 2,
-4 ... 60 seconds and holds nobody else up.
+Guarantees: every state that the journal records, by whatever process and however fast the next one comes,
+is told at least once to each URL, in the order in which they were reached, until the URL answers 2xx. How
+far each URL was told is kept in `WS/webhooks.json`, so states that came while the server was down are told
+when it is up again, and a URL that is new is told everything from the first takedown on. A state that a URL
+took just before a kill is told to it again, under the same `webhook-id`. A URL that fails is told the same
+state again after 1, 2, 4 ... 60 seconds, and holds no other URL up. `timestamp` is when it is told.
+
+A takedown that nothing fell under, or that was not meant, is told as `received`, then `withdrawn`.
 """
 
 from __future__ import annotations
@@ -41,17 +44,23 @@ from llm_unlearn.files import write_atomic
 
 FILE: Final = "webhooks.json"
 _LOOK = 0.5
+_FIRST_WAIT = 1.0
 _PATIENCE = 10.0
 _log = logging.getLogger("llm_unlearn.serve")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where one takedown stands."""
+    """A state that one takedown reached.
+
+    Attributes:
+        event: names it among all.
+    """
 
     number: int
     state: str
     receipt: str | None
+    event: str
 
 
 def signature(secret: bytes, name: str, moment: int, body: bytes) -> str:
@@ -78,14 +87,18 @@ class Webhooks:
     Args:
         urls: http or https.
         secret: at least 24 bytes; receivers hold the same.
-        states: all takedowns as they stand.
+        states: the states reached after the one of this `event`, in order; all, where there is none.
 
     Raises:
         InputError: a URL or the secret is unusable.
     """
 
     def __init__(
-        self, workspace: Path, urls: Sequence[str], secret: str, states: Callable[[], list[State]]
+        self,
+        workspace: Path,
+        urls: Sequence[str],
+        secret: str,
+        states: Callable[[str | None], list[State]],
     ) -> None:
         for url in urls:
             if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
@@ -100,33 +113,45 @@ class Webhooks:
         self._name = hashlib.sha256(str(workspace).encode()).hexdigest()[:12]
         self._urls = list(urls)
         self._states = states
-        self._told: dict[str, dict[str, str]] = {}
+        self._told: dict[str, object] = {}  # the event of the last state that each URL took
+        self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """Look and tell, until cancelled."""
-        loop = asyncio.get_running_loop()
-        self._told = await loop.run_in_executor(None, self._read)
+        self._told = await asyncio.get_running_loop().run_in_executor(None, self._read)
         await asyncio.gather(*(self._serve(url) for url in self._urls))
 
     async def _serve(self, url: str) -> None:
-        loop, wait = asyncio.get_running_loop(), 1.0
-        told = self._told.setdefault(url, {})
+        loop, wait = asyncio.get_running_loop(), _FIRST_WAIT
         while True:
             await asyncio.sleep(_LOOK)
             try:
-                states = await loop.run_in_executor(None, self._states)
+                states = await loop.run_in_executor(None, self._untold, url)
             except UnlearnError:
                 continue
             for state in states:
-                if told.get(str(state.number)) == state.state:
-                    continue
-                if not await loop.run_in_executor(None, self._post, url, state):
+                while not await loop.run_in_executor(None, self._post, url, state):
                     await asyncio.sleep(wait)
                     wait = min(60.0, wait * 2)
-                    break
-                wait = 1.0
-                told[str(state.number)] = state.state
-                await loop.run_in_executor(None, self._write)
+                wait = _FIRST_WAIT
+                await self._took(url, state)
+
+    def _untold(self, url: str) -> list[State]:
+        told = self._told.get(url)
+        if isinstance(told, dict):
+            return _after(told, self._states(None))
+        return self._states(told if isinstance(told, str) else None)
+
+    async def _took(self, url: str, state: State) -> None:
+        self._told[url] = state.event
+        async with self._writing:
+            content = json.dumps(self._told).encode()
+            try:
+                await asyncio.get_running_loop().run_in_executor(
+                    None, write_atomic, self._path, content
+                )
+            except UnlearnError as error:  # it goes on; what is not written is told again
+                _log.warning("how far webhooks are was not written: %s", error)
 
     def _post(self, url: str, state: State) -> bool:
         name, moment = f"{self._name}.{state.number}.{state.state}", int(time.time())
@@ -152,15 +177,23 @@ class Webhooks:
             _log.warning("a webhook was not taken: %s", type(error).__name__)
             return False
 
-    def _read(self) -> dict[str, dict[str, str]]:
+    def _read(self) -> dict[str, object]:
         try:
-            found: dict[str, dict[str, str]] = json.loads(self._path.read_bytes())
+            found = json.loads(self._path.read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
-        return found
+        return found if isinstance(found, dict) else {}
 
-    def _write(self) -> None:
-        write_atomic(self._path, json.dumps(self._told).encode())
+
+def _after(told: dict[str, object], states: list[State]) -> list[State]:
+    """What is to be told after a file that has, for each takedown, the state told last.
+
+    Such files were written before 0.3.0. From the first state on that it does not show to be told;
+    some after that are told again.
+    """
+    ends = {s.number: i for i, s in enumerate(states) if told.get(str(s.number)) == s.state}
+    begin = (i for i, s in enumerate(states) if i > ends.get(s.number, -1))
+    return states[next(begin, len(states)) :]
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -252,7 +252,7 @@ class Intake:
         self.journal.end(filed, "withdrawn")
 
     def discard(self, filed: Filed) -> None:
-        """As `withdraw`, and nothing remembers it: it was not meant, or nothing falls under it."""
+        """As `withdraw`, and only its number is remembered: it was not meant, or nothing falls under it."""
         with self._opened.database.transaction():
             self._undo(filed, self.journal.case(filed))
         self.journal.discard(filed)

@@ -7,8 +7,10 @@ Guarantees: submission is one durable transaction (the case and the fence), and 
 decision, the fence over the copies, the tombstones); a case's content (the request with its passage,
 names, contact and ids, handles, times, reasons) is sealed under a key of its own that is destroyed when
 its receipt is written or the request is withdrawn; what stays is a keyed mark of sender and id, the
-state, and the receipt's name. A request is known by its id *and* its sender: another sender's request of
-the same id is another request.
+states it reached, in order, and the receipt's name. A request is known by its id *and* its sender: another
+sender's request of the same id is another request. Each state reached is recorded in the transaction that
+reaches it, so that whoever tells them to others misses none; that record outlives a request that is
+discarded, by its number only, and no number is given twice.
 
 `fenced` means approved and started: whoever writes next finishes it. `approved` waits for `run`, and
 `received` for a decision; of both, what the request names and its copies answer nothing meanwhile.
@@ -16,7 +18,9 @@ the same id is another request.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import secrets
+import sqlite3
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +62,14 @@ CREATE TABLE IF NOT EXISTS takedowns (
   slot INTEGER, sealed BLOB, receipt TEXT
 ) WITHOUT ROWID
 """
+_REACHED = """
+CREATE TABLE IF NOT EXISTS reached (
+  position INTEGER PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL,
+  event TEXT NOT NULL UNIQUE
+)
+"""
+# what a journal knows whose version kept the last state only
+_LAST = "SELECT number, state, number || '.' || state FROM takedowns ORDER BY number"
 
 
 class Case(BaseModel):
@@ -118,6 +130,20 @@ class Filed(BaseModel):
     slot: int | None
 
 
+class Reached(NamedTuple):
+    """A state that a takedown reached.
+
+    Attributes:
+        event: names this one among all; random.
+        receipt: the receipt's file name, from the state `receipted` on.
+    """
+
+    number: int
+    state: str
+    receipt: str | None
+    event: str
+
+
 class Journal:
     """The journal of one workspace."""
 
@@ -127,9 +153,10 @@ class Journal:
 
     @staticmethod
     def create_table(database: Database) -> None:
-        """Make the table in a new workspace."""
+        """Make the tables in a new workspace."""
         with database.transaction() as connection:
             connection.execute(_TABLE)
+            connection.execute(_REACHED)
 
     def mark(self, request_id: str, sender: str = OPERATOR) -> bytes:
         """The keyed mark under which a sender's request is known after its case is gone."""
@@ -144,6 +171,39 @@ class Journal:
             ).fetchall()
         return [
             Filed(number=r[0], state=r[1], receipt=r[2], mark=bytes(r[3]), slot=r[4]) for r in rows
+        ]
+
+    def reached(self, after: str | None = None) -> list[Reached]:
+        """The states that takedowns reached, all together in the order in which they did.
+
+        Of what happened under a version before 0.3 only each takedown's last state is known.
+
+        Args:
+            after: only those after the one with this `event`; all, where there is none.
+        """
+        with self._database.reading() as connection:
+            if not _recorded(connection):
+                rows = connection.execute(_LAST).fetchall()
+                start = next((i for i, row in enumerate(rows, 1) if row[2] == after), 0)
+                rows = rows[start:]
+            else:
+                rows = connection.execute(
+                    "SELECT number, state, event FROM reached WHERE position > coalesce("
+                    "(SELECT position FROM reached WHERE event = ?), 0) ORDER BY position",
+                    (after,),
+                ).fetchall()
+            receipts = dict(
+                connection.execute(
+                    "SELECT number, receipt FROM takedowns WHERE receipt IS NOT NULL"
+                ).fetchall()
+                if rows
+                else ()
+            )
+        return [
+            Reached(
+                n, state, receipts.get(n) if state in ("receipted", "restored") else None, event
+            )
+            for n, state, event in rows
         ]
 
     def find(self, request_id: str, sender: str = OPERATOR) -> Filed | None:
@@ -188,8 +248,10 @@ class Journal:
         ((slot, key),) = self._keyring.new_keys(1)
         mark = self.mark(case.request_id, case.sender)
         with self._database.transaction() as connection:
-            (last,) = connection.execute("SELECT max(number) FROM takedowns").fetchone()
+            _open_record(connection)
+            (last,) = connection.execute("SELECT max(number) FROM reached").fetchone()
             number = (last or 0) + 1
+            _record(connection, number, state)
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))
             connection.execute(
                 "INSERT INTO takedowns VALUES (?, ?, ?, ?, ?, NULL)",
@@ -238,6 +300,7 @@ class Journal:
             raise AssertionError("a takedown without a case cannot advance")
         sealed = seal(self._keyring.key(filed.slot), case.model_dump_json().encode(), filed.mark)
         with self._database.transaction() as connection:
+            _record(connection, filed.number, state)
             connection.execute(
                 "UPDATE takedowns SET state = ?, sealed = ? WHERE mark = ?",
                 (state, sealed, filed.mark),
@@ -247,6 +310,7 @@ class Journal:
     def close(self, filed: Filed, receipt: str) -> None:
         """Record the receipt's name; then destroy the case's key; then remove what it sealed."""
         with self._database.transaction() as connection:
+            _record(connection, filed.number, "receipted")
             connection.execute(
                 "UPDATE takedowns SET state = 'receipted', receipt = ? WHERE mark = ?",
                 (receipt, filed.mark),
@@ -256,11 +320,15 @@ class Journal:
     def end(self, filed: Filed, state: Literal["withdrawn", "restored"]) -> None:
         """Record how it ended, and destroy the case if there still is one."""
         with self._database.transaction() as connection:
+            _record(connection, filed.number, state)
             connection.execute("UPDATE takedowns SET state = ? WHERE mark = ?", (state, filed.mark))
         self._destroy(filed)
 
     def discard(self, filed: Filed) -> None:
-        """Forget a request altogether: nothing falls under it, or it was not meant."""
+        """Forget a request: nothing falls under it, or it was not meant.
+
+        What stays is that its number was received and withdrawn, for whoever was told of it.
+        """
         self.end(filed, "withdrawn")
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM takedowns WHERE mark = ?", (filed.mark,))
@@ -281,3 +349,26 @@ class Journal:
             )
             connection.execute("DELETE FROM slots WHERE slot = ?", (filed.slot,))
         self._database.erase_journal()
+
+
+def _recorded(connection: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'reached'"
+    return connection.execute(query).fetchone() is not None
+
+
+def _open_record(connection: sqlite3.Connection) -> None:
+    """Make the record where an earlier version made the journal, from what that kept."""
+    if not _recorded(connection):
+        connection.execute(_REACHED)
+        connection.execute(f"INSERT INTO reached (number, state, event) {_LAST}")
+
+
+def _record(connection: sqlite3.Connection, number: int, state: State) -> None:
+    """Record a state that is new. Inside the transaction that reaches it, and before it does."""
+    _open_record(connection)
+    query = "SELECT state FROM reached WHERE number = ? ORDER BY position DESC LIMIT 1"
+    if connection.execute(query, (number,)).fetchone() != (state,):
+        connection.execute(
+            "INSERT INTO reached (number, state, event) VALUES (?, ?, ?)",
+            (number, state, secrets.token_hex(8)),
+        )
