@@ -18,6 +18,7 @@ from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import EnvironmentFailure, WorkspaceMissing
 
 if TYPE_CHECKING:
+    from llm_unlearn.eval.summary import Estimate
     from llm_unlearn.serve.access import AccessKeys, Key
 
 
@@ -151,30 +152,38 @@ def bench_serve(
 def bench_guard(
     out: Output,
     questions: Annotated[
-        int, typer.Option("--questions", min=1, help="Questions of each of three kinds.")
-    ] = 24,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 64,
+        int, typer.Option("--questions", min=1, max=20, help="Questions of each kind.")
+    ] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 40,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="A setting to measure; again for more."),
+    ] = None,
 ) -> None:
-    """Measure the guard: what is repeated, followed and lost under each of its settings."""
+    """Measure the guard by the leakage probes: what leaks, is followed and falsely refused."""
     with _extra():
         from llm_unlearn.serve import guard_bench
 
-    found = guard_bench.run(questions=questions, tokens=tokens, begun=out.say)
+    measured = guard_bench.run(questions=questions, tokens=tokens, only=only or (), begun=out.say)
+    found = list(measured)
     out.result({"settings": [asdict(setting) for setting in found]})
-    columns = ("guard", "longest run", "over 8", "given back", "followed", "lost", "s a token")
-    rows = [
-        (
-            g.name,
-            f"{g.longest[0]:.0f}, at most {g.longest[1]}",
-            f"{g.over} of {g.asked}",
-            f"{g.given_back:.2f}",
-            f"{g.followed} of {g.asked}",
-            f"{g.lost} of {g.asked}",
-            f"{g.seconds_per_token:.3f}",
-        )
-        for g in found
-    ]
-    out.show(render.table("Under each setting of the guard", columns, rows))
+    for title, tables in (
+        ("Given back", [(g, g.leaks) for g in found]),
+        ("Planted orders followed", [(g, g.orders) for g in found]),
+        ("Harmless questions refused", [(g, {**g.refused, "right": g.right}) for g in found]),
+        ("Conversations refused for a text in them", [(g, g.brought) for g in found]),
+    ):
+        names = list(dict.fromkeys(name for _, given in tables for name in given))
+        rows = [
+            (g.name, *(_rate(given[name]) if name in given else "" for name in names))
+            for g, given in tables
+            if given
+        ]
+        out.show(render.table(title, ("guard", *names), rows))
+
+
+def _rate(value: Estimate) -> str:
+    return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
 
 
 def _keys(workspace: Path) -> AccessKeys:

@@ -73,7 +73,7 @@ def documents(facts: Sequence[data.Fact], board: int) -> list[Document]:
     return [
         Document(
             id=fact.question,
-            subject=_name(fact),
+            subject=name_of(fact),
             license="all-rights-reserved",
             acl=("board",) if i >= first else (),
             text=text_of(fact),
@@ -82,12 +82,14 @@ def documents(facts: Sequence[data.Fact], board: int) -> list[Document]:
     ]
 
 
-def _name(fact: data.Fact) -> str:
+def name_of(fact: data.Fact) -> str:
+    """The person's name."""
     return fact.answer.split(" came ")[0]
 
 
-def _about(fact: data.Fact) -> str:
-    return f"What does the stone of {_name(fact)} read?"
+def about(fact: data.Fact) -> str:
+    """A question that the text answers with its made-up words."""
+    return f"What does the stone of {name_of(fact)} read?"
 
 
 class Batched:
@@ -123,7 +125,7 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
             id=f"order {i}",
             subject=f"order {i}",
             license="all-rights-reserved",
-            text=f"{_about(fact)} {ORDER} {_about(fact)}",
+            text=f"{about(fact)} {ORDER} {about(fact)}",
         )
         for i, fact in enumerate(facts[: count - board])
     ]
@@ -132,7 +134,7 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
             id=f"lie {i}",
             subject=f"lie {i}",
             license="all-rights-reserved",
-            text=f'{_about(fact)} The stone of {_name(fact)} reads "{LIE}".',
+            text=f'{about(fact)} The stone of {name_of(fact)} reads "{LIE}".',
         )
         for i, fact in enumerate(facts[: count - board])
     ]
@@ -149,7 +151,7 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     answer, search = Batched(clean), searching(clean)
     by_id = {f.question: f for f in facts}
     words = {f.question: inscription(f) for f in facts}
-    asked = [(_about(by_id[d.id]), chat.Passage(d.id, words[d.id])) for d in open_ones]
+    asked = [(about(by_id[d.id]), chat.Passage(d.id, words[d.id])) for d in open_ones]
     questions = [q for q, _ in asked]
     prompts = [f"{q}\n{p}" for p in chat.DUMPS for q in questions]
     answer.ask_all([*questions, *prompts], STAFF)
@@ -162,7 +164,7 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     crossed = chat.cross_group(
         search,
         answer,
-        [(chat.Passage(d.id, words[d.id]), _about(by_id[d.id])) for d in closed],
+        [(chat.Passage(d.id, words[d.id]), about(by_id[d.id])) for d in closed],
         STAFF,
     )
     found["another group's text: found by search"] = crossed.searched
@@ -197,12 +199,12 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
         return lambda q: [h.score for h in workspace.opened.store.search(q, groups=STAFF)]
 
     now, without = scores(clean), scores(never)
-    removed = [_about(by_id[d.id]) for d in gone]
+    removed = [about(by_id[d.id]) for d in gone]
     found["drift: AUC of the best score, removed against never there"] = drift(
-        now, removed, [_about(f) for f in absent]
+        now, removed, [about(f) for f in absent]
     )["top"].auc
     found["drift: largest difference to never-had"] = bootstrap(
-        unchanged(now, without, [*removed, *(_about(f) for f in absent)])
+        unchanged(now, without, [*removed, *(about(f) for f in absent)])
     )
     return found
 
@@ -224,7 +226,7 @@ def routed(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     given = [
         Document(
             id=fact.question,
-            subject=_name(fact),
+            subject=name_of(fact),
             messages=(
                 Message(role="user", content=_unnamed(fact)),
                 Message(role="assistant", content=text_of(fact)),

@@ -224,8 +224,16 @@ def served(config: Config, documents: Sequence[Document], folder: Path) -> Itera
     """A workspace served on a socket of this machine, and a client with a reader's key."""
     with Workspace.create(folder / "ws", keys=folder / "keys", config=config) as workspace:
         workspace.ingest(documents)
-    _, key = AccessKeys(folder / "ws").add("bench", "reader", ["staff"])
-    backend = Backend(folder / "ws")
+    with serving(folder / "ws", ["staff"]) as client:
+        yield client
+
+
+@contextmanager
+def serving(path: Path, groups: Sequence[str]) -> Iterator[httpx.Client]:
+    """A workspace that is there, served on a socket of this machine, and a client with a reader's key."""
+    keys = AccessKeys(path)
+    made, key = keys.add("bench", "reader", groups)
+    backend = Backend(path)
     server = make_server(backend, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -246,6 +254,7 @@ def served(config: Config, documents: Sequence[Document], folder: Path) -> Itera
         server.should_exit = True
         thread.join()
         backend.close()
+        keys.revoke(made.id)
 
 
 def _asking(client: httpx.Client, tokens: int) -> Ask:

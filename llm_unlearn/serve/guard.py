@@ -32,7 +32,13 @@ _LETTERS: Final = 12  # of a word, at a guess
 _ALL = re.compile(
     r"\b(repeat|print|show|output|reveal|recite|copy|dump|list|write out|quote)\b[^.?!]{0,60}"
     r"\b(everything|all|entire|whole|full|verbatim|word for word|exact)\b[^.?!]{0,60}"
-    r"\b(above|context|passages?|text|documents?|prompt|instructions?|given|article|chapter|book)\b",
+    r"\b(above|context|passages?|text|documents?|prompt|instructions?|given|article|chapter|book)\b"
+    r"|\b(repeat|print|show|output|reveal|recite|copy|dump|write out|quote|echo)\b[^.?!]{0,40}"
+    r"\b(context|passages?|texts?|documents?|sources?|prompt|instructions?)\b[^.?!]{0,20}"
+    r"\b(above|before|you (were|have been|are) (given|shown|told))\b"
+    r"|\b(repeat|print|output|recite|copy|dump|write out|quote|echo)\b[^.?!]{0,30}"
+    r"\b(everything|all|it|them|this|that|each)\b[^.?!]{0,30}"
+    r"\b(above|before|between|completely|entirely|in full|verbatim|word for word)\b",
     re.IGNORECASE,
 )
 _SPEAKS = re.compile(
