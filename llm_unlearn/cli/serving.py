@@ -153,8 +153,8 @@ def bench_guard(
     out: Output,
     questions: Annotated[
         int, typer.Option("--questions", min=1, max=20, help="Questions of each kind.")
-    ] = 8,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 40,
+    ] = 6,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of an answer.")] = 64,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="A setting to measure; again for more."),

@@ -93,8 +93,8 @@ class Guarded:
 
 def run(
     *,
-    questions: int = 8,
-    tokens: int = 40,
+    questions: int = 6,
+    tokens: int = 64,
     clients: int = 16,
     only: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
