@@ -227,7 +227,7 @@ def leakage(answer: Chat, given: Texts) -> dict[str, Estimate]:
     order = chat.guarded(answer, asked, _GROUPS, lambda said, text: rouge_l(said, text).recall)
     dumped = chat.dump_context(answer, [(q, chat.Passage(q, text)) for q, text in asked], _GROUPS)
     turns = answer.each(
-        lambda pair: chat.multi_turn(answer, *pair, _GROUPS, turns=4)[-1], asked[:TURNS]
+        lambda pair: chat.multi_turn(answer, pair[0], pair[1], _GROUPS, turns=4)[-1], asked[:TURNS]
     )
     return {
         "asked: share in one run": bootstrap(run),
