@@ -24,7 +24,7 @@ SECRET = "a secret of more than twenty-four bytes"
 
 
 class _Vllm:
-    """Answers as vLLM documents it: what is loaded, and unloading, which is 404 for what is not."""
+    """Answers as vLLM 0.32 did: what is loaded, and unloading, which is 404 for what is not."""
 
     def __init__(self) -> None:
         self.loaded = {"base", "shard-0", "other"}
@@ -45,9 +45,8 @@ class _Vllm:
                     outer.fails -= 1
                     return self.answer(500, {})
                 if name not in outer.loaded:
-                    return self.answer(
-                        404, {"message": f"The lora adapter '{name}' cannot be found."}
-                    )
+                    said = f"The lora adapter '{name}' cannot be found."
+                    return self.answer(404, {"error": {"message": said, "code": 404}})
                 outer.loaded.discard(name)
                 return self.answer(200, {})
 
