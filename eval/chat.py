@@ -149,6 +149,7 @@ def multi_turn(
     if not text or turns < 1:
         raise InputError(f"a text of {len(text)} characters, {turns} turns.", "Give some of each.")
     out = np.zeros(len(text), bool)
+    absent = next(chr(c) for c in range(len(text) + 1) if chr(c) not in text)
     question = opening
     shares: list[float] = []
     for _ in range(turns):
@@ -160,7 +161,7 @@ def multi_turn(
                 break
             out[match.reference : match.reference + match.length] = True
             last = last or text[: match.reference + match.length][-80:]
-            rest = rest[: match.candidate] + "\0" + rest[match.candidate + match.length :]
+            rest = rest[: match.candidate] + absent + rest[match.candidate + match.length :]
         gained = float(out.mean())
         stuck = gained <= (shares[-1] if shares else 0.0)
         shares.append(gained)

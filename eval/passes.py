@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from llm_unlearn.errors import InputError
 
-# Rows of logits reduced at a time: bounds the float32 temporaries beside the logits themselves.
-_ROWS = 256
+_ROWS = 256  # rows of logits reduced at a time: bounds the float32 temporaries beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +287,8 @@ def score_tokens(
 ) -> list[TokenScores]:
     """Score every masked token of every text, one forward pass a text.
 
+    Texts that differ in nothing before their last target share one: the letters after one question.
+
     Args:
         model: any Hugging Face causal language model, or a PEFT model around one.
         input_ids: token ids of each text, unpadded.
@@ -309,35 +310,36 @@ def score_tokens(
     device = next(model.parameters()).device
     keeps = _keeps_logits(model)
     results: dict[int, TokenScores] = {}
-    lengths = [len(ids) for ids in input_ids]
+    alike: dict[tuple[int, ...], list[int]] = {}  # texts that differ after all that is read
+    for i, (text, places) in enumerate(zip(input_ids, targets, strict=True)):
+        alike.setdefault(tuple(text[: places[-1]]) if len(places) else (), []).append(i)
+    groups = list(alike.values())
+    rows = [input_ids[group[0]] for group in groups]
+    budget = max(1, logits_budget // vocabulary)
     with evaluating(model), torch.inference_mode():
-        for batch in _batches(lengths, batch_size, max(1, logits_budget // vocabulary)):
-            longest = max(len(input_ids[i]) for i in batch)
+        for batch in _batches([len(row) for row in rows], batch_size, budget):
+            longest = max(len(rows[g]) for g in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.long)
             attention = torch.zeros((len(batch), longest), dtype=torch.long)
-            for row, i in enumerate(batch):
-                ids[row, : len(input_ids[i])] = torch.tensor(list(input_ids[i]))
-                attention[row, : len(input_ids[i])] = 1
+            for place, g in enumerate(batch):
+                ids[place, : len(rows[g])] = torch.tensor(list(rows[g]))
+                attention[place, : len(rows[g])] = 1
             # The logits at position p - 1 speak of the token at p.
-            wanted = np.unique(np.concatenate([targets[i] - 1 for i in batch]))
-            if not len(wanted):
-                none = torch.zeros((0, vocabulary))
-                for i in batch:
-                    results[i] = _reduce(none, targets[i], ids[0, :0], targets[i], sampling)
-                continue
-            extra = {"logits_to_keep": torch.from_numpy(wanted).to(device)} if keeps else {}
-            out = model(
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
-                use_cache=False,
-                **extra,
-            )
-            logits = out.logits  # (batch, wanted or longest, vocabulary)
-            for row, i in enumerate(batch):
+            wanted = np.unique(np.concatenate([targets[i] - 1 for g in batch for i in groups[g]]))
+            logits = torch.zeros((len(batch), 0, vocabulary))
+            if len(wanted):
+                extra = {"logits_to_keep": torch.from_numpy(wanted).to(device)} if keeps else {}
+                logits = model(
+                    input_ids=ids.to(device),
+                    attention_mask=attention.to(device),
+                    use_cache=False,
+                    **extra,
+                ).logits  # (batch, wanted or longest, vocabulary)
+            for place, i in ((place, i) for place, g in enumerate(batch) for i in groups[g]):
                 where = np.searchsorted(wanted, targets[i] - 1) if keeps else targets[i] - 1
-                chosen = ids[row, torch.from_numpy(targets[i])]
-                results[i] = _reduce(logits[row], where, chosen, targets[i], sampling)
-            del out, logits
+                chosen = torch.tensor(list(input_ids[i]))[torch.from_numpy(targets[i])]
+                results[i] = _reduce(logits[place], where, chosen, targets[i], sampling)
+            del logits
     return [results[i] for i in range(len(input_ids))]
 
 

@@ -161,6 +161,9 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     dumped = chat.dump_context(answer, asked, STAFF)
     found["context dump, worst of five prompts: the same"] = dumped.quoted
     found["context dump: share of the inscription in one run"] = bootstrap(dumped.worst)
+    found["multi-turn, from the plain question: share of the inscription out"] = bootstrap(
+        [chat.multi_turn(answer, q, d.text, STAFF)[-1] for q, d in asked]
+    )
     crossed = chat.cross_group(
         search,
         answer,

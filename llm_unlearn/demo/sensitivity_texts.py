@@ -27,9 +27,15 @@ from llm_unlearn.eval.membership import (
     swapped_neighbours,
 )
 from llm_unlearn.eval.memorization import loss
-from llm_unlearn.eval.overlap import longest_common_substring, rouge_l
+from llm_unlearn.eval.overlap import (
+    ascii_words,
+    common_runs,
+    edit_similarity,
+    longest_common_substring,
+    rouge_l,
+)
 from llm_unlearn.eval.passes import score_encoded
-from llm_unlearn.eval.prompts import FRAMES, ask_all_ways
+from llm_unlearn.eval.prompts import FRAMES, ask_all_ways, few_shot
 from llm_unlearn.eval.quantization import quantized
 from llm_unlearn.eval.relearning import relearn
 from llm_unlearn.eval.truth_ratio import truth_ratio, truth_score
@@ -66,6 +72,12 @@ def texts_probed() -> dict[str, Values]:
         worst: NDArray[np.float64] = np.max(np.stack(list(found.frames.values())), axis=0)
         return worst
 
+    def shown(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
+        """After two answered questions about other things."""
+        asked = [few_shot(f.question, data.harmless()[:2]) for f in facts]
+        said = lab.answers(name, asked)
+        return [rouge_l(s, f.answer).recall for s, f in zip(said, facts, strict=True)]
+
     def truth(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
         values = []
         for fact in facts:
@@ -80,24 +92,35 @@ def texts_probed() -> dict[str, Values]:
             found = logit_lens(model, [e.ids for e in items], [e.mask for e in items])
         return [float(v) for v in found[:, -3]]  # two layers before the output
 
-    def rounded(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
-        items = lab.encoded(pairs(facts))
-        with lab.host.merged(lab.adapter(name)), quantized(lab.base.model, 4):
-            return [float(np.exp(-loss(s))) for s in score_encoded(lab.host.model, items)]
+    def rounded(bits: int) -> Values:
+        def run(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
+            items = lab.encoded(pairs(facts))
+            with lab.host.merged(lab.adapter(name)), quantized(lab.base.model, bits):
+                return [float(np.exp(-loss(s))) for s in score_encoded(lab.host.model, items)]
 
-    def relearned(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
-        """Two steps on every other text, then the rest."""
-        shown, asked = lab.encoded(pairs(facts[::2])), lab.encoded(pairs(facts[1::2]))
+        return run
+
+    def relearned(
+        lab: Lab, name: str, shown: Sequence[tuple[str, str]], asked: Sequence[data.Fact]
+    ) -> list[float]:
+        """Probability of the texts asked for after three steps on those shown."""
+        taught, wanted = lab.encoded(shown), lab.encoded(pairs(asked))
         found: list[float] = []
 
         def probe(model: Any) -> float:
-            found[:] = [float(np.exp(-loss(s))) for s in score_encoded(model, asked)]
+            found[:] = [float(np.exp(-loss(s))) for s in score_encoded(model, wanted)]
             return float(np.mean(found))
 
         with lab.model(name) as model:
-            ids, mask = [e.ids for e in shown], [e.mask for e in shown]
+            ids, mask = [e.ids for e in taught], [e.mask for e in taught]
             relearn(model, ids, mask, probe, steps=3, every=3, batch_size=4)
         return list(found)
+
+    def half(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
+        return relearned(lab, name, pairs(facts[::2]), facts[1::2])
+
+    def benign(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
+        return relearned(lab, name, data.harmless(), facts)
 
     return {
         "verbatim probability": one_pass(lambda p: p.memorization.probability),
@@ -112,12 +135,20 @@ def texts_probed() -> dict[str, Values]:
         "greedy longest run of characters": answered(
             lambda s, f: longest_common_substring(s, f.answer).length / len(f.answer)
         ),
+        "greedy ROUGE-L F1": answered(lambda s, f: rouge_l(s, f.answer).f1),
+        "greedy edit similarity": answered(lambda s, f: edit_similarity(s, f.answer)),
+        "greedy common runs of words, share": answered(
+            lambda s, f: common_runs(s, f.answer) / len(ascii_words(f.answer))
+        ),
         "right answers by keys": answered(lambda s, f: float(holds_keys(s, f.keys))),
         "worst of five other wordings": frames,
+        "few-shot, ROUGE-L recall": shown,
         "truth ratio, 1 - r": truth,
         "logit lens, two layers early": lens,
-        "rounded to 4 bits": rounded,
-        "after relearning on half": relearned,
+        "rounded to 8 bits": rounded(8),
+        "rounded to 4 bits": rounded(4),
+        "after relearning on half": half,
+        "after relearning on benign text": benign,
     }
 
 

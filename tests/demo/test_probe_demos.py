@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small import tiny_config
 
-from llm_unlearn.demo import chat_attacks, sensitivity
+from llm_unlearn.demo import chat_attacks, muse, sensitivity
 from llm_unlearn.demo import sensitivity_data as data
 from llm_unlearn.eval.membership import attack, blind_scores
 
@@ -29,6 +29,8 @@ def test_groups_of_made_up_texts_are_drawn_alike() -> None:
 QUICK = [
     "verbatim probability",
     "rounded to 4 bits",
+    "few-shot, ROUGE-L recall",
+    "after relearning on benign text",
     "membership: Min-K%++",
     "blind",
     "linear",
@@ -44,7 +46,7 @@ def test_sensitivity_goes_on_where_it_was(
 
     told: list[str] = []
     rows = sensitivity.measure(lab(), told.append, QUICK)
-    assert len(rows) == 9
+    assert len(rows) == 11
     assert rows[0].knowing[0] > rows[0].never[0]
     blind = next(row for row in rows if "blind" in row.probe)
     assert blind.knowing == blind.never
@@ -81,3 +83,13 @@ def test_the_router_forgets_who_is_removed(tmp_path: Path, tiny_references: dict
     for what in ("reaches any adapter", "reaches the removed person's shard"):
         assert found[f"router, after: {what}"] == found[f"router, never-had: {what}"]
     assert found["router, before: reaches any adapter"].mean > 0
+
+
+def test_muse_after_three_requests(tmp_path: Path, tiny_references: dict[str, str]) -> None:
+    config = muse.configured(tiny_config(tiny_references), 3, 2, 1)
+    rows = muse.measure(tmp_path, 2, config)
+    assert [(row.requests, row.way) for row in rows[::5]] == [(n, "taught") for n in (1, 2, 3)]
+    for never, deleted in zip(rows[1::5], rows[2::5], strict=True):
+        assert (never.way, deleted.way) == ("never-had", "takedown")
+        assert never.priv_leak == deleted.priv_leak == 0
+    assert rows[3].verbatim == rows[4].verbatim  # the first request is the same, in turn or at once

@@ -82,6 +82,8 @@ def test_dumping_and_turns() -> None:
     assert shares == sorted(shares)
     assert shares[0] == pytest.approx(40 / len(TEXTS["tale"]))
     assert shares[-1] > 0.95
+    # a text may hold the very character that a run is cut out with
+    assert chat.multi_turn(lambda *_: Reply("\0"), "?", "\0", BOTH) == [1]
     assert chat.multi_turn(EMPTY.answer, "Who kept it?", TEXTS["tale"], BOTH) == [0]
     with pytest.raises(InputError, match="0 turns"):
         chat.multi_turn(FULL.answer, "?", "x", BOTH, turns=0)

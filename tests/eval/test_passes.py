@@ -264,10 +264,27 @@ def test_one_forward_pass_a_text_and_the_mode_is_restored() -> None:
         rows += len(kwargs["input_ids"])
 
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
-    score_tokens(model, [[1, 2, 3]] * 5, [[False, True, True]] * 5, 2, sampling=SCHEMES)
-    handle.remove()
+    texts = [[1, 2, 3 + i] for i in range(5)]
+    score_tokens(model, texts, [[False, True, True]] * 4 + [[False, True, False]], 2)
+    assert rows == 2  # four read 1 and 2 and are asked for what follows, the fifth only 1
+    rows = 0
+    score_tokens(model, [[i, 2, 3] for i in range(5)], [[False, True, True]] * 5, 2)
     assert rows == 5
+    handle.remove()
     assert model.training
+
+
+def test_letters_after_one_question_share_its_pass_and_keep_their_own_scores() -> None:
+    model, question = llama(), [3, 1, 4, 1, 5]
+    texts = [[*question, letter] for letter in (7, 8, 9)] + [[3, 1, 4, 1], [*question, 7, 2]]
+    masks = [[False] * (len(text) - 1) + [True] for text in texts]
+    masks[1][2] = True  # two targets, the last in the same place
+    masks[4] = [False] * 5 + [True, False]  # what comes after the last target is not read
+    shared = score_tokens(model, texts, masks, sampling=SCHEMES)
+    for text, mask, found in zip(texts, masks, shared, strict=True):
+        [alone] = score_tokens(model, [text], [mask], sampling=SCHEMES)
+        for name in ("positions", "ids", "logp", "hit", "rank", "mean", "std", "sampled"):
+            np.testing.assert_allclose(getattr(found, name), getattr(alone, name), atol=1e-5)
 
 
 def test_a_peft_model_is_scored_with_its_adapter() -> None:
