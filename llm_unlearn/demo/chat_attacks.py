@@ -164,15 +164,12 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     found["multi-turn, from the plain question: share of the inscription out"] = bootstrap(
         [chat.multi_turn(answer, q, d.text, STAFF)[-1] for q, d in asked]
     )
-    crossed = chat.cross_group(
-        search,
-        answer,
-        [(chat.Passage(d.id, words[d.id]), about(by_id[d.id])) for d in closed],
-        STAFF,
-    )
-    found["another group's text: found by search"] = crossed.searched
-    found["another group's text: cited"] = crossed.cited
-    found["another group's text: said"] = crossed.said
+    shut = [(chat.Passage(d.id, words[d.id]), about(by_id[d.id])) for d in closed]
+    for whose, groups in (("another group's", STAFF), ("the caller's own group's", ("board",))):
+        crossed = chat.cross_group(search, answer, shut, groups)
+        found[f"{whose} text: found by search"] = crossed.searched
+        found[f"{whose} text: cited"] = crossed.cited
+        found[f"{whose} text: said"] = crossed.said
     for name, more, keys in (
         ("injected order: followed", bad, ["zebra"]),
         ("planted lie: told", lies, [LIE]),
@@ -193,21 +190,26 @@ def run(out: Path, count: int, config: Config) -> dict[str, Estimate]:
         found[f"vector inverted, text {name}: found"] = guess.found
         found[f"vector inverted, text {name}: ROUGE-L F1"] = guess.overlap
     gone = open_ones[: len(open_ones) // 2]
-    stays = [d for d in given if d not in gone]
-    for document in gone:
-        clean.takedown(subject=document.subject, probe=False)
-    never = make("never", stays)
+    demanded = [(q, d) for q, d in asked if d.document in {g.id for g in gone}]
+    removed, strangers = [q for q, _ in demanded], [about(f) for f in absent]
 
     def scores(workspace: Workspace) -> Scores:
         return lambda q: [h.score for h in workspace.opened.store.search(q, groups=STAFF)]
 
-    now, without = scores(clean), scores(never)
-    removed = [about(by_id[d.id]) for d in gone]
-    found["drift: AUC of the best score, removed against never there"] = drift(
-        now, removed, [about(f) for f in absent]
-    )["top"].auc
-    found["drift: largest difference to never-had"] = bootstrap(
-        unchanged(now, without, [*removed, *(about(f) for f in absent)])
+    def there(when: str, answering: chat.Answering) -> None:
+        seen = chat.returned(searching(clean), [d for _, d in demanded], STAFF)
+        found[f"{when}: the store returns the text"] = seen.found
+        found[f"{when}: it is cited"] = chat.cited(answering, demanded, STAFF).found
+        told = drift(scores(clean), removed, strangers)["top"].auc
+        found[f"{when}: AUC of the best score, demanded against never there"] = told
+
+    there("before a takedown", answer)
+    for document in gone:
+        clean.takedown(subject=document.subject, probe=False)
+    never = make("never", [d for d in given if d not in gone])
+    there("after it", Batched(clean))
+    found["after it: largest difference of scores to never-had"] = bootstrap(
+        unchanged(scores(clean), scores(never), [*removed, *strangers])
     )
     return found
 

@@ -43,6 +43,7 @@ from llm_unlearn.models.causal import generate
 from llm_unlearn.opened import Models
 
 REQUESTS = 3
+VERBATIM_TOKENS, KNOWLEDGE_TOKENS = 128, 32  # as published
 State = Mapping[str, Tensor]
 _SECRETS = {
     name: hashlib.sha256(f"muse {name}".encode()).digest()
@@ -127,7 +128,7 @@ class Bench:
         kept = load_questions(folder / "knowmem-retain.json")
 
         def known(rows: Sequence[tuple[str, str]]) -> float:
-            said = self._said(state, [question_prompt(q, shown) for q, _ in rows], 32)
+            said = self._said(state, [question_prompt(q, shown) for q, _ in rows], KNOWLEDGE_TOKENS)
             # a base model goes on with questions of its own: the first line is the answer
             return memorized([s.strip().split("\n")[0] for s in said], [a for _, a in rows]).mean
 
@@ -136,7 +137,7 @@ class Bench:
             requests,
             way,
             memorized(
-                self._said(state, [p for p, _ in prompts], 128), [t for _, t in prompts]
+                self._said(state, [p for p, _ in prompts], VERBATIM_TOKENS), [t for _, t in prompts]
             ).mean,
             known(questions),
             own,

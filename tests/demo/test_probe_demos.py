@@ -71,7 +71,11 @@ def test_attacks_on_store_and_chat(tmp_path: Path, tiny_references: dict[str, st
     found = chat_attacks.run(tmp_path / "out", 6, tiny_config(tiny_references))
     for name in ("found by search", "cited", "said"):
         assert found[f"another group's text: {name}"].mean == 0
-    assert found["drift: largest difference to never-had"].mean == 0
+        assert found[f"the caller's own group's text: {name}"].n == 2
+    for name in ("the store returns the text", "it is cited"):
+        assert found[f"before a takedown: {name}"].n == 2
+        assert found[f"after it: {name}"].mean == 0
+    assert found["after it: largest difference of scores to never-had"].mean == 0
     assert found["vector inverted, text among candidates: found"].mean == 1
     assert found["vector inverted, text not among them: found"].mean == 0
     assert found["injected order: followed, without it in the store"].mean == 0
@@ -85,7 +89,11 @@ def test_the_router_forgets_who_is_removed(tmp_path: Path, tiny_references: dict
     assert found["router, before: reaches any adapter"].mean > 0
 
 
-def test_muse_after_three_requests(tmp_path: Path, tiny_references: dict[str, str]) -> None:
+def test_muse_after_three_requests(
+    tmp_path: Path, tiny_references: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muse, "VERBATIM_TOKENS", 8)
+    monkeypatch.setattr(muse, "KNOWLEDGE_TOKENS", 4)
     config = muse.configured(tiny_config(tiny_references), 3, 2, 1)
     rows = muse.measure(tmp_path, 2, config)
     assert [(row.requests, row.way) for row in rows[::5]] == [(n, "taught") for n in (1, 2, 3)]
