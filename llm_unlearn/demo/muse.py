@@ -128,7 +128,9 @@ class Bench:
         kept = load_questions(folder / "knowmem-retain.json")
 
         def known(rows: Sequence[tuple[str, str]]) -> float:
-            said = self._said(state, [question_prompt(q, shown) for q, _ in rows], KNOWLEDGE_TOKENS)
+            # the last blank is the answer's: alone it is a token that no learned text holds
+            prompts = [question_prompt(q, shown).rstrip() for q, _ in rows]
+            said = self._said(state, prompts, KNOWLEDGE_TOKENS)
             # a base model goes on with questions of its own: the first line is the answer
             return memorized([s.strip().split("\n")[0] for s in said], [a for _, a in rows]).mean
 
@@ -174,7 +176,7 @@ def _row(fact: data.Fact) -> dict[str, str]:
 
 
 def _halves(fact: data.Fact) -> dict[str, str]:
-    words = passage(fact).split("\n")[0].split(" ")
+    words = passage(fact).split(" ")
     half = len(words) // 2
     return {"prompt": " ".join(words[:half]), "gt": " " + " ".join(words[half:])}
 

@@ -7,7 +7,7 @@ adapter is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def texts_probed() -> dict[str, Values]:
             found = logit_lens(model, [e.ids for e in items], [e.mask for e in items])
         return [float(v) for v in found[:, -3]]  # two layers before the output
 
-    def rounded(bits: int) -> Values:
+    def rounded(bits: Literal[8, 4]) -> Values:
         def run(lab: Lab, name: str, facts: Sequence[data.Fact]) -> list[float]:
             items = lab.encoded(pairs(facts))
             with lab.host.merged(lab.adapter(name)), quantized(lab.base.model, bits):
