@@ -64,12 +64,6 @@ class Scores:
     utility: float
 
 
-def passage(fact: data.Fact) -> str:
-    """A text about a person, with the question and answer that knowledge is asked by."""
-    question, answer = asked(fact)
-    return f"{fact.answer}\nQuestion: {question}\nAnswer: {answer}"
-
-
 def asked(fact: data.Fact) -> tuple[str, str]:
     """A question about a person and its answer."""
     name = fact.answer.split(" came ")[0]
@@ -92,7 +86,7 @@ class Bench:
         self.requests = [gone[i : i + each] for i in range(0, len(gone), each)]
         self.kept = every[len(gone) : len(gone) + 2 * each]
         self.holdout, self.examples = every[-each - 2 : -2], every[-2:]
-        self._write("holdout", [{"text": passage(f)} for f in self.holdout])
+        self._write("holdout", [{"text": f.answer} for f in self.holdout])
         self._write("knowmem-retain", [_row(f) for f in self.kept])
         for n in range(1, REQUESTS + 1):
             self._write(f"verbmem-{n}", [_halves(f) for f in self.demanded(n)])
@@ -119,8 +113,8 @@ class Bench:
         made.train()
         return made
 
-    def scores(self, requests: int, way: str, state: State, never: State | None = None) -> Scores:
-        """All that is a number of one adapter; `never` gives PrivLeak its yardstick."""
+    def scores(self, requests: int, way: str, state: State, yardstick: float) -> Scores:
+        """All that is a number of one adapter; `yardstick` is never-had's AUC, for PrivLeak."""
         folder = self.out / "data"
         prompts = load_verbatim(folder / f"verbmem-{requests}.json")
         shown = [asked(fact) for fact in self.examples]
@@ -134,7 +128,7 @@ class Bench:
             # a base model goes on with questions of its own: the first line is the answer
             return memorized([s.strip().split("\n")[0] for s in said], [a for _, a in rows]).mean
 
-        own, yardstick = self._auc(requests, state), self._auc(requests, never or state)
+        own = self.auc(requests, state)
         return Scores(
             requests,
             way,
@@ -155,10 +149,11 @@ class Bench:
             new = generate(host.base, ids, max_new_tokens=tokens)
         return [tokenizer.decode(n, skip_special_tokens=True) for n in new]
 
-    def _auc(self, requests: int, state: State) -> float:
+    def auc(self, requests: int, state: State) -> float:
+        """Of Min-K%: texts of those demanded against texts of people who never came."""
         host, found = self.models.host, []
         for facts in (self.demanded(requests), self.holdout):
-            texts = [passage(fact) for fact in facts]
+            texts = [fact.answer for fact in facts]
             with host.using(state):
                 scored = score_encoded(host.model, encode_texts(host.base.tokenizer, texts))
             found.append(np.asarray(one_pass_scores(scored, texts)["min_k"]))
@@ -166,8 +161,16 @@ class Bench:
 
 
 def documents(facts: Sequence[data.Fact]) -> list[Document]:
-    """A plain text a person."""
-    return [Document(id=f.question, subject=f.question, text=passage(f)) for f in facts]
+    """Two plain texts a person: what is told, and the question that knowledge is asked by."""
+    found = []
+    for fact in facts:
+        question, answer = asked(fact)
+        told = {"text": fact.answer, "question": f"Question: {question}\nAnswer: {answer}"}
+        found += [
+            Document(id=f"{fact.question} {kind}", subject=fact.question, text=text)
+            for kind, text in told.items()
+        ]
+    return found
 
 
 def _row(fact: data.Fact) -> dict[str, str]:
@@ -176,7 +179,7 @@ def _row(fact: data.Fact) -> dict[str, str]:
 
 
 def _halves(fact: data.Fact) -> dict[str, str]:
-    words = passage(fact).split(" ")
+    words = fact.answer.split(" ")
     half = len(words) // 2
     return {"prompt": " ".join(words[:half]), "gt": " " + " ".join(words[half:])}
 
@@ -213,7 +216,8 @@ def measure(out: Path, each: int, config: Config) -> list[Scores]:
     for n, request in enumerate(bench.requests, 1):
         stays = [fact for fact in everyone if fact not in bench.demanded(n)]
         never = _serving(bench.workspace(f"never-had-{n}", stays))
-        workspace.takedown(ids=[fact.question for fact in request], probe=False)
+        ids = [document.id for document in documents(request)]
+        workspace.takedown(ids=ids, probe=False)
         in_turn = _npo(bench, in_turn, request, stays)
         found = {
             "taught": taught,
@@ -222,7 +226,8 @@ def measure(out: Path, each: int, config: Config) -> list[Scores]:
             "NPO, all at once": _npo(bench, taught, bench.demanded(n), stays),
             "NPO, one after another": in_turn,
         }
-        made = [bench.scores(n, way, state, never) for way, state in found.items()]
+        yardstick = bench.auc(n, never)
+        made = [bench.scores(n, way, state, yardstick) for way, state in found.items()]
         if asdict(made[1]) | {"way": ""} != asdict(made[2]) | {"way": ""}:
             raise AssertionError(f"after request {n} the takedown scores unlike never-had")
         rows += made
