@@ -207,20 +207,16 @@ def _whiskers(row: Row, known: Metric, x: float, y: float, base: float | None, t
 
 
 def _labels(dots: Sequence[tuple[float, float, str]], left: float) -> list[str]:
-    """Names in two columns, in the middle and at the right, each led to its dot by a line."""
-    middle = left + (_WIDTH - 70) / 2
-    parts = []
-    for column, own in (
-        (left + (_WIDTH - 70) * 0.56, [d for d in dots if d[0] < middle]),
-        (left + _WIDTH - 62, [d for d in dots if d[0] >= middle]),
-    ):
-        y = _TOP - 12
-        for dot_x, dot_y, name in sorted(own, key=lambda d: (d[1], -d[0])):
-            y = max(y + 12, dot_y)
-            parts.append(
-                f'<path class="k" d="M{_n(dot_x)} {_n(dot_y)}L{_n(column - 4)} {_n(y)}"/>'
-                + _text("", column, y + 4, name)
-            )
+    """Names in a column beside the panel, each led to its dot by a line."""
+    column, y, parts = left + _WIDTH - 62, _TOP - 12.0, []
+    step = min(12.0, (_BASE - _TOP + 24) / max(1, len(dots)))
+    for at, (dot_x, dot_y, name) in enumerate(sorted(dots, key=lambda d: (d[1], -d[0])), 1):
+        lowest = _BASE + 12 - step * (len(dots) - at)  # so that the last still has its place
+        y = min(max(y + step, dot_y), lowest)
+        parts.append(
+            f'<path class="k" d="M{_n(dot_x)} {_n(dot_y)}L{_n(column - 4)} {_n(y)}"/>'
+            + _text("", column, y + 4, name)
+        )
     return parts
 
 
