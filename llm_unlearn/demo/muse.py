@@ -53,14 +53,17 @@ _SECRETS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """One adapter after some requests, as MUSE scores it; `auc` is of Min-K%, members what was demanded."""
+    """One adapter after some requests, as MUSE scores it.
+
+    `auc` is of Min-K%, members what was demanded; PrivLeak is None where never-had's is 1.
+    """
 
     requests: int
     way: str
     verbatim: float
     knowledge: float
     auc: float
-    priv_leak: float
+    priv_leak: float | None
     utility: float
 
 
@@ -137,7 +140,7 @@ class Bench:
             ).mean,
             known(questions),
             own,
-            priv_leak(own, yardstick),
+            priv_leak(own, yardstick) if yardstick < 1 else None,
             known(kept),
         )
 
@@ -234,13 +237,15 @@ def measure(out: Path, each: int, config: Config) -> list[Scores]:
     return rows
 
 
-def configured(config: Config, epochs: int, top_layers: int, threads: int) -> Config:
+def configured(
+    config: Config, epochs: int, top_layers: int, threads: int, learning_rate: float = 2e-3
+) -> Config:
     """One adapter, no slices, everything into training; texts of one template are no copies."""
     everything = {"name": "all", "when": {"subject": ["*"]}, "then": "corpus"}
     training = {
         **config.training.model_dump(),
         **{"shards": 1, "slices": 1, "epochs": epochs, "top_layers": top_layers},
-        **{"learning_rate": 2e-3, "threads": threads},
+        **{"learning_rate": learning_rate, "threads": threads},
     }
     alike = {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0, "quotation_words": 1000}
     return Config.model_validate(
@@ -269,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         values = (row.verbatim, row.knowledge, row.auc, row.priv_leak, row.utility)
-        print(f"| {row.requests} | {row.way} | {' | '.join(f'{v:.3g}' for v in values)} |")
+        told = " | ".join("–" if value is None else f"{value:.3g}" for value in values)
+        print(f"| {row.requests} | {row.way} | {told} |")
     write_atomic(given.out / "muse.json", json.dumps([asdict(row) for row in rows]).encode())
     return 0
 

@@ -94,10 +94,11 @@ def test_muse_after_three_requests(
 ) -> None:
     monkeypatch.setattr(muse, "VERBATIM_TOKENS", 8)
     monkeypatch.setattr(muse, "KNOWLEDGE_TOKENS", 4)
-    config = muse.configured(tiny_config(tiny_references), 3, 2, 1)
+    config = muse.configured(tiny_config(tiny_references), 4, 2, 1, learning_rate=0.02)
     rows = muse.measure(tmp_path, 2, config)
     assert [(row.requests, row.way) for row in rows[::5]] == [(n, "taught") for n in (1, 2, 3)]
     for never, deleted in zip(rows[1::5], rows[2::5], strict=True):
         assert (never.way, deleted.way) == ("never-had", "takedown")
-        assert never.priv_leak == deleted.priv_leak == 0
+        assert never.priv_leak == deleted.priv_leak
+        assert never.priv_leak in (0, None)
     assert rows[3].verbatim == rows[4].verbatim  # the first request is the same, in turn or at once
