@@ -293,7 +293,7 @@ def score_tokens(
         model: any Hugging Face causal language model, or a PEFT model around one.
         input_ids: token ids of each text, unpadded.
         loss_mask: for each, which tokens are targets; a mask with none is allowed.
-        batch_size: most texts a batch.
+        batch_size: most texts a batch; those that share a pass count as one.
         sampling: further ways of drawing under which the targets are scored in the same pass.
         logits_budget: most logits (float32 numbers) held at once, unless one text alone needs more.
 

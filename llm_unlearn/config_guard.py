@@ -16,7 +16,7 @@ _SHARED: Final = ("copied", "refuse_dumps", "drop_instructions", "system")
 class GuardRule(Settings):
     """Limits for documents of some licences, towards callers of some groups.
 
-    `_SHARED` that are null are as the section says.
+    `copied`, `refuse_dumps`, `drop_instructions` and `system` that are null are as the section says.
     """
 
     licenses: tuple[str, ...] = Field(

@@ -92,7 +92,7 @@ _BENCHES: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (benches.forget, (3, 9)),
     (benches.takedown, (3, 4, 9)),
     (serving.bench_serve, (9,)),
-    (serving.bench_guard, (9,)),
+    (serving.bench_guard, (3, 9)),
     (benches.probe, (3, 9)),
 )
 

@@ -179,7 +179,8 @@ def bench_guard(
             for g, given in tables
             if given
         ]
-        out.show(render.table(title, ("guard", *names), rows))
+        if rows:
+            out.show(render.table(title, ("guard", *names), rows))
 
 
 def _rate(value: Estimate) -> str:

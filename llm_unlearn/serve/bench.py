@@ -233,27 +233,28 @@ def serving(path: Path, groups: Sequence[str]) -> Iterator[httpx.Client]:
     """A workspace that is there, served on a socket of this machine, and a client with a reader's key."""
     keys = AccessKeys(path)
     made, key = keys.add("bench", "reader", groups)
-    backend = Backend(path)
-    server = make_server(backend, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    client = httpx.Client(
-        base_url=f"http://127.0.0.1:{port}",
-        headers={"authorization": f"Bearer {key}"},
-        trust_env=False,
-        timeout=600,
-    )
-
     try:
-        yield client
+        backend = Backend(path)
+        server = make_server(backend, "127.0.0.1", 0)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"authorization": f"Bearer {key}"},
+            trust_env=False,
+            timeout=600,
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+            server.should_exit = True
+            thread.join()
+            backend.close()
     finally:
-        client.close()
-        server.should_exit = True
-        thread.join()
-        backend.close()
         keys.revoke(made.id)
 
 

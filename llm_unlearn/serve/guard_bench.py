@@ -36,7 +36,7 @@ from llm_unlearn.eval.overlap import rouge_l
 from llm_unlearn.eval.summary import Estimate, bootstrap, wilson
 from llm_unlearn.forget.baselines import system_prompt
 from llm_unlearn.serve.bench import config_of, demo_documents, serving
-from llm_unlearn.serve.guard_texts import KEY, Texts, texts
+from llm_unlearn.serve.guard_texts import KEY, MOST, Texts, texts
 from llm_unlearn.workspace import Workspace
 
 _OFF: Final = {"drop_instructions": False, "tombstones": False}
@@ -108,7 +108,7 @@ def run(
         settings: the config's, for other models than the default ones.
 
     Raises:
-        InputError: a name in `only` that there is not.
+        InputError: a name in `only` that there is not, or too many questions.
     """
     unknown = set(only) - SETTINGS.keys()
     if unknown:
@@ -116,6 +116,9 @@ def run(
             f"There is no setting {', '.join(sorted(map(repr, unknown)))} of the guard.",
             f"Name some of: {', '.join(SETTINGS)}.",
         )
+    if not 1 <= questions <= MOST:
+        raise InputError(f"{questions} questions of each kind.", f"Give 1 to {MOST}.")
+    names = [name for name in SETTINGS if not only or name in only]
     given, others = texts(questions), demo_documents()
     # texts of one template are no copies of one another
     alike = {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0, "quotation_words": 1000}
@@ -127,11 +130,12 @@ def run(
         with Workspace.create(at / "ws", keys=at / "keys", config=config) as workspace:
             workspace.ingest([*others, *given.documents])
         with _asked(config, at, {}, tokens, clients) as clean:
-            clean.ask_all([about(f) for facts in given.attacked.values() for f in facts])
+            if any(_ORDERS in SETTINGS[name][1] for name in names):
+                clean.ask_all([about(f) for facts in given.attacked.values() for f in facts])
         with Workspace.open(at / "ws") as workspace:
             workspace.ingest(given.planted)
             workspace.takedown(ids=[name_of(f) for f in given.removed], probe=False)
-        for name in [name for name in SETTINGS if not only or name in only]:
+        for name in names:
             guard, asks = SETTINGS[name]
             begun(name)
             with _asked(config, at, guard, tokens, clients) as answer:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.answering import Choice
 from llm_unlearn.config_guard import GuardConfig, GuardRule
 from llm_unlearn.documents import Document, Message
-from llm_unlearn.errors import Damaged
+from llm_unlearn.errors import Damaged, KeyDestroyed
 from llm_unlearn.models.chat import neutral
 from llm_unlearn.models.sampling import Allowed
 from llm_unlearn.retrieval import Hit
@@ -164,17 +164,18 @@ class Guarding:
             for text in texts
             if rule.near is not None
         ]
-        given: dict[float, list[str]] = {}
-        for hit in choice.hits:
-            most = self.config.rule(hit.license, groups).copied
-            if most is not None:
-                given.setdefault(most, []).append(hit.text)
+        limited = [(self.config.rule(h.license, groups).copied, h.text) for h in choice.hits]
+        given: list[tuple[float, list[str]]] = []
+        for most in {own for own, _ in limited if own is not None}:
+            alone = [text for own, text in limited if own == most]
+            stricter = [text for own, text in limited if own is not None and own < most]
+            given += [(most, alone), (most, alone + stricter)]
 
         def ends(text: str) -> bool:
             if any(near(text, source) >= limit for limit, source in close):
                 return True
             return len(text.split()) >= _ANSWER and any(
-                copied(text, passages) >= most for most, passages in given.items()
+                copied(text, passages) >= most for most, passages in given
             )
 
         return Watch(limits, ends if close or given else None, before)
@@ -207,6 +208,9 @@ class Guarding:
                 continue
             try:
                 found.append(self._opened.document(record))
-            except Damaged:  # deleted meanwhile: the choice is made again
-                continue
+            except KeyDestroyed:
+                continue  # deleted meanwhile: the choice is made again
+            except Damaged:
+                if self._opened.vault.find(handle) is not None:
+                    raise  # it is there, and which rule holds for it cannot be told
         return found

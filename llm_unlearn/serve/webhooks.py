@@ -18,7 +18,8 @@ when it is up again, and a URL that is new is told everything from the first tak
 took just before a kill is told to it again, under the same `webhook-id`. A URL that fails is told the same
 state again after 1, 2, 4 ... 60 seconds, and holds no other URL up. `timestamp` is when it is told.
 
-A takedown that nothing fell under, or that was not meant, is told as `received`, then `withdrawn`.
+A takedown that was filed and that nothing fell under, or that was not meant, is told as `received`, then
+`withdrawn`; one that names what no document has is not filed, and not told.
 """
 
 from __future__ import annotations

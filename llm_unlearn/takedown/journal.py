@@ -68,6 +68,13 @@ CREATE TABLE IF NOT EXISTS reached (
   event TEXT NOT NULL UNIQUE
 )
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS reached_number ON reached (number)"
+# an earlier version writes takedowns alone
+_NUMBERS = """
+SELECT max(last) FROM (
+  SELECT max(number) AS last FROM reached UNION ALL SELECT max(number) FROM takedowns
+)
+"""
 # what a journal knows whose version kept the last state only
 _LAST = "SELECT number, state, number || '.' || state FROM takedowns ORDER BY number"
 
@@ -157,6 +164,7 @@ class Journal:
         with database.transaction() as connection:
             connection.execute(_TABLE)
             connection.execute(_REACHED)
+            connection.execute(_INDEX)
 
     def mark(self, request_id: str, sender: str = OPERATOR) -> bytes:
         """The keyed mark under which a sender's request is known after its case is gone."""
@@ -249,7 +257,7 @@ class Journal:
         mark = self.mark(case.request_id, case.sender)
         with self._database.transaction() as connection:
             _open_record(connection)
-            (last,) = connection.execute("SELECT max(number) FROM reached").fetchone()
+            (last,) = connection.execute(_NUMBERS).fetchone()
             number = (last or 0) + 1
             _record(connection, number, state)
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))
@@ -360,6 +368,7 @@ def _open_record(connection: sqlite3.Connection) -> None:
     """Make the record where an earlier version made the journal, from what that kept."""
     if not _recorded(connection):
         connection.execute(_REACHED)
+        connection.execute(_INDEX)
         connection.execute(f"INSERT INTO reached (number, state, event) {_LAST}")
 
 

@@ -96,13 +96,15 @@ class Takedowns:
         on_plan: Callable[[Plan], None] | None,
         prepare: Callable[[int], None],
     ) -> Outcome | None:
-        """One request from submission to receipt; None when `confirm` says no, and it never was.
+        """One request from submission to receipt; None when `confirm` says no.
+
+        Of what was not confirmed only the number is remembered.
 
         Args:
             prepare: called with its number once it is fenced; does what can wait until then.
 
         Raises:
-            NotFound: nothing falls under it; it is not filed then.
+            NotFound: nothing falls under it; it is discarded then.
         """
         ahead = confirm is None
         filed = self._journal.find(request.id, request.claimant.contact)

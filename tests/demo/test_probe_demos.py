@@ -71,9 +71,8 @@ def test_attacks_on_store_and_chat(tmp_path: Path, tiny_references: dict[str, st
     found = chat_attacks.run(tmp_path / "out", 6, tiny_config(tiny_references))
     for name in ("found by search", "cited", "said"):
         assert found[f"another group's text: {name}"].mean == 0
-        assert found[f"the caller's own group's text: {name}"].n == 2
+    assert found["before a takedown: the store returns the text"].mean > 0
     for name in ("the store returns the text", "it is cited"):
-        assert found[f"before a takedown: {name}"].n == 2
         assert found[f"after it: {name}"].mean == 0
     assert found["after it: largest difference of scores to never-had"].mean == 0
     assert found["vector inverted, text among candidates: found"].mean == 1
@@ -99,6 +98,6 @@ def test_muse_after_three_requests(
     assert [(row.requests, row.way) for row in rows[::5]] == [(n, "taught") for n in (1, 2, 3)]
     for never, deleted in zip(rows[1::5], rows[2::5], strict=True):
         assert (never.way, deleted.way) == ("never-had", "takedown")
+        assert never.verbatim == deleted.verbatim
         assert never.priv_leak == deleted.priv_leak
-        assert never.priv_leak in (0, None)
     assert rows[3].verbatim == rows[4].verbatim  # the first request is the same, in turn or at once

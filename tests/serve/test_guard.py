@@ -13,6 +13,7 @@ from tiny import byte_tokenizer
 
 from llm_unlearn.config_guard import GuardConfig, GuardRule
 from llm_unlearn.documents import Message
+from llm_unlearn.errors import Damaged
 from llm_unlearn.eval.chat import DUMPS
 from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.guard import (
@@ -110,7 +111,7 @@ def test_questions_for_everything() -> None:
         *DUMPS,
     ):
         assert asks_for_all(wanted)
-    # the limit: of ten other wordings, written before the patterns were widened, one is recognised
+    # the limit: of ten other wordings, which the patterns were not made from, one is recognised
     recognised = [
         asks_for_all(wanted)
         for wanted in (
@@ -172,8 +173,7 @@ def test_the_first_rule_counts_and_what_it_leaves_out_is_the_sections() -> None:
     assert told("own", "staff") == told(None, "guest") == (None, 0.9, False, True, "Be brief.")
 
 
-def test_without_rules_everything_is_the_sections() -> None:
-    """A config of before rules could say more keeps its meaning."""
+def test_what_a_rule_leaves_out_is_the_sections() -> None:
     old = GuardConfig.model_validate({"rules": [{"licenses": ["press"], "near": 0.9}]})
     assert old.rule("press", ["staff"]) == GuardRule(
         licenses=("press",),
@@ -196,6 +196,43 @@ def _asked(
     guarding = Guarding(opened, GuardConfig.model_validate(guard))
     messages = [Message(role="user", content=words)]
     return Ask(served.backend.ways, model, frozenset(groups), messages, guarding=guarding)
+
+
+def test_a_lenient_rule_takes_no_passage_out_of_what_is_copied(served: Served) -> None:
+    """An answer made half of one passage and half of another, whose limits differ, is copied whole."""
+    ask = _asked(served, _DUMP, "staff")
+    choice = ask.choose()
+    assert ask.guarding is not None
+    red, blue = ([f"{colour}{n}" for n in range(40)] for colour in ("red", "blue"))
+    hits = [
+        dataclasses.replace(choice.hits[0], text=" ".join(red), license="strict"),
+        dataclasses.replace(choice.hits[0], text=" ".join(blue), license="lenient"),
+    ]
+    rules = [{"licenses": ["strict"], "copied": 0.8}, {"licenses": ["lenient"], "copied": 0.9}]
+    guarding = Guarding(ask.guarding._opened, GuardConfig.model_validate({"rules": rules}))
+    ends = guarding.watch(
+        dataclasses.replace(choice, hits=tuple(hits)), None, frozenset({"staff"})
+    ).ends
+    assert ends is not None
+    assert ends(" ".join([*red, *blue]))
+    assert ends(" ".join(red))
+    assert ends(" ".join(blue))
+    assert not ends(" ".join([*red[:30], *blue[:30]]))
+
+
+def test_a_document_that_is_there_and_cannot_be_read_is_under_no_lighter_rule(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = _asked(served, _DUMP, "staff", rules=[{"refuse_dumps": True}])
+    choice = ask._source()
+    assert ask.guarding is not None
+
+    def broken(*_: object) -> None:
+        raise Damaged("not what was written")
+
+    monkeypatch.setattr(type(ask.guarding._opened), "document", broken)
+    with pytest.raises(Damaged):
+        ask.guarding.watch(choice, None, frozenset({"staff"}))
 
 
 @pytest.mark.parametrize("settings", [{"refuse_dumps": True}, {"system": _TOLD}, {"copied": 0.5}])

@@ -199,7 +199,8 @@ def test_a_thousand_connections_and_takedowns(served: Served) -> None:
     assert load.removed
     assert load.cited["secret-"] > 0  # they were told, before
     assert load.answers > 10
-    assert set(load.statuses) <= {200, 201, 400, 404, 429, 503}, load.statuses
+    # 504: what waited longer than an answer may take
+    assert set(load.statuses) <= {200, 201, 400, 404, 429, 503, 504}, load.statuses
     assert load.statuses[400] > 0
     assert process.num_fds() <= base_files + 5
     grown = process.memory_info().rss - base_memory

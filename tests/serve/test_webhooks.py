@@ -134,6 +134,16 @@ def _serve(
     asyncio.run(run())
 
 
+def test_a_number_that_an_earlier_version_gave_is_not_given_again(journal: Journal) -> None:
+    first = _drive(journal, "one")
+    with journal._database.transaction() as connection:  # as a version does that keeps no record
+        connection.execute(
+            "INSERT INTO takedowns VALUES (?, ?, 'received', NULL, NULL, NULL)",
+            (b"another", first.number + 1),
+        )
+    assert journal.open_case(_case("three")).number == first.number + 2
+
+
 def test_every_state_is_told_in_order_once_to_each(
     tmp_path: Path, journal: Journal, receivers: tuple[_Receiver, _Receiver]
 ) -> None:
