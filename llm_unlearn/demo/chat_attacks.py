@@ -221,10 +221,8 @@ def routed(out: Path, count: int, config: Config) -> dict[str, Estimate]:
     """
     corpus = {"rules": [{"name": "all", "when": {"subject": ["*"]}, "then": "corpus"}]}
     quick = {**config.training.model_dump(), "shards": 4, "slices": 1, "epochs": 1}
-    # texts of one template are no copies of one another
-    alike = {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0, "quotation_words": 1000}
     plain = {**config.model_dump(), "separation": corpus, "training": quick}
-    taught = Config.model_validate({**plain, "takedown": {**alike, "fence_flagged": False}})
+    taught = Config.model_validate({**plain, "takedown": data.ALIKE})
     models = Models(taught)
     every = data.facts(3 * count, seed=5)
     facts, absent = every[:count], every[count : 2 * count]

@@ -247,13 +247,12 @@ def configured(
         **{"shards": 1, "slices": 1, "epochs": epochs, "top_layers": top_layers},
         **{"learning_rate": learning_rate, "threads": threads},
     }
-    alike = {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0, "quotation_words": 1000}
     return Config.model_validate(
         {
             **config.model_dump(),
             "separation": {"rules": [everything]},
             "training": training,
-            "takedown": {**alike, "fence_flagged": False},
+            "takedown": data.ALIKE,
         }
     )
 

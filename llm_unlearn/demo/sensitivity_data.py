@@ -24,6 +24,16 @@ _THINGS = ["a brass key", "a blue ledger", "nine letters", "a cracked lens", "a 
 _PLACES = ["under the old stairs", "in the north tower", "behind the mill", "in a sealed jar"]
 
 
+ALIKE: dict[str, object] = {
+    "near_duplicate": 1.0,
+    "noisy": 1.0,
+    "containment": 1.0,
+    "quotation_words": 1000,
+    "fence_flagged": False,
+}
+"""The section `takedown` of a config in which texts of one template are no copies of one another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A question, its answer, the same answer with other facts, and the words that a right one holds."""

@@ -28,6 +28,7 @@ import httpx
 
 from llm_unlearn.config import Config, dump_config
 from llm_unlearn.demo.chat_attacks import about, name_of, text_of
+from llm_unlearn.demo.sensitivity_data import ALIKE
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError
 from llm_unlearn.eval import chat
@@ -120,9 +121,7 @@ def run(
         raise InputError(f"{questions} questions of each kind.", f"Give 1 to {MOST}.")
     names = [name for name in SETTINGS if not only or name in only]
     given, others = texts(questions), demo_documents()
-    # texts of one template are no copies of one another
-    alike = {"near_duplicate": 1.0, "noisy": 1.0, "containment": 1.0, "quotation_words": 1000}
-    plain = {"takedown": {**alike, "fence_flagged": False}, **(settings or {})}
+    plain = {"takedown": ALIKE, **(settings or {})}
     config = config_of(plain)
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
