@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_unlearn.answering import Answerer, Choice, make_answerer, with_context
 from llm_unlearn.config_guard import GuardRule
-from llm_unlearn.documents import Message
+from llm_unlearn.documents import Document, Message
 from llm_unlearn.errors import AccessDenied, InputError, NotFound
 from llm_unlearn.models.chat import render
 from llm_unlearn.retrieval.embedding import Floats, encode
@@ -81,6 +81,7 @@ class Ask:
     raw: str | tuple[int, ...] | None = None
     guarding: Guarding | None = None
     _vector: Floats | None = field(default=None, repr=False)
+    _drawn: tuple[Choice, list[Document]] | None = field(default=None, repr=False)
 
     @property
     def answerer(self) -> Answerer:
@@ -170,20 +171,25 @@ class Ask:
         if self.guarding is None:
             return Watch()
         before = () if self.raw is None else ids
-        return self.guarding.watch(choice, self._near(choice), self.groups, before)
+        return self.guarding.watch(choice, self._documents(choice), self.groups, before)
 
     def _rules(self, choice: Choice) -> list[GuardRule]:
         """The rules of the guard for the documents of a choice."""
         if self.guarding is None:
             return []
-        return self.guarding.rules(choice, self._near(choice), self.groups)
+        return self.guarding.rules(choice, self._documents(choice), self.groups)
 
-    def _near(self, choice: Choice) -> Floats | None:
-        """The question's vector, where a rule may hold for training documents near it."""
-        if self._vector is None and choice.experts and self.guarding and self.guarding.config.rules:
-            text = self.question if self.raw is None else self._text()[-_END:]
-            self._vector = encode(self.answerer.store.embedder, [text])[0]
-        return self._vector
+    def _documents(self, choice: Choice) -> list[Document]:
+        """What the choice draws on, found and decrypted once for its rules, its prompt and its watch."""
+        guarding = self.guarding
+        if guarding is None:
+            return []
+        if self._drawn is None or self._drawn[0] is not choice:
+            if self._vector is None and choice.experts and guarding.config.rules:
+                text = self.question if self.raw is None else self._text()[-_END:]
+                self._vector = encode(self.answerer.store.embedder, [text])[0]
+            self._drawn = choice, guarding.drawn(choice, self._vector)
+        return self._drawn[1]
 
     def _text(self) -> str:
         """The words of a raw prompt."""

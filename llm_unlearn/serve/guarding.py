@@ -105,18 +105,30 @@ class Guarding:
             return False
         return self._tombstones.refuses(Document(id="message", text=text)) is not None
 
+    def drawn(self, choice: Choice, vector: Floats | None) -> list[Document]:
+        """The documents that an answer from these sources may draw on, as far as a rule may hold for them.
+
+        Args:
+            vector: of the question, for the training documents near it.
+
+        Raises:
+            Damaged: one is there and cannot be read, so that nobody can tell its rule.
+        """
+        if not self.config.rules:
+            return []
+        handles = [hit.handle for hit in choice.hits] + self._near(choice, vector)
+        return self._documents(handles)
+
     def rules(
-        self, choice: Choice, vector: Floats | None, groups: Collection[str]
+        self, choice: Choice, drawn: Sequence[Document], groups: Collection[str]
     ) -> list[GuardRule]:
         """What holds for an answer from these sources: one rule or more, each once.
 
         Args:
-            vector: of the question, for the training documents near it.
+            drawn: `drawn` of the choice.
         """
-        if not self.config.rules:
-            return [self.config.rule(None, groups)]
         licenses: list[str | None] = [hit.license for hit in choice.hits]
-        licenses += [d.license for d in self._documents(self._near(choice, vector))]
+        licenses += [document.license for document in drawn]
         return list(dict.fromkeys(self.config.rule(n, groups) for n in licenses or [None]))
 
     def messages(
@@ -143,16 +155,17 @@ class Guarding:
     def watch(
         self,
         choice: Choice,
-        vector: Floats | None,
+        drawn: Sequence[Document],
         groups: frozenset[str],
         before: Sequence[int] = (),
     ) -> Watch:
         """What an answer from these sources is asked.
 
         Args:
+            drawn: `drawn` of the choice.
             before: tokens of the text that it continues.
         """
-        protected = self._protected(choice, vector, groups) if self.config.rules else {}
+        protected = self._protected(drawn, groups)
         limits = [
             Verbatim(texts, rule.verbatim_words, rule.verbatim_share)
             for rule, texts in protected.items()
@@ -181,12 +194,11 @@ class Guarding:
         return Watch(limits, ends if close or given else None, before)
 
     def _protected(
-        self, choice: Choice, vector: Floats | None, groups: Collection[str]
+        self, drawn: Sequence[Document], groups: Collection[str]
     ) -> dict[GuardRule, list[str]]:
-        """Texts of the documents that an answer draws on, by the rule that holds for them."""
-        handles = [hit.handle for hit in choice.hits] + self._near(choice, vector)
+        """Their texts, by the rule that holds for each."""
         found: dict[GuardRule, list[str]] = {}
-        for document in self._documents(handles):
+        for document in drawn:
             texts = found.setdefault(self.config.rule(document.license, groups), [])
             texts.append(document.content)
             if document.messages:  # as it is learned: without the names of the roles

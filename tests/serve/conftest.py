@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `served` is shared by the tests of this folder
 
-from served import DOCUMENTS, Served, start, start_thread, workspace_at
+from served import DOCUMENTS, Served, start, start_thread, tiny, workspace_at
 
 from llm_unlearn.config import Config, dump_config, load_config
 
@@ -21,7 +21,7 @@ from llm_unlearn.config import Config, dump_config, load_config
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_references: dict[str, str]) -> Path:
     """A workspace to copy."""
     path = tmp_path_factory.mktemp("prepared") / "ws"
-    workspace_at(path, tiny_references, DOCUMENTS)
+    workspace_at(path, tiny(tiny_references), DOCUMENTS)
     return path
 
 

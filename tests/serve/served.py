@@ -96,23 +96,18 @@ class Served:
             self.backend.close()
 
 
-def workspace_at(
-    path: Path, references: dict[str, str], documents: list[Document], **answering: Any
-) -> None:
-    """A workspace made, trained and closed again."""
-    config = tiny_config(references)
-    plain = config.model_dump()
+def tiny(references: dict[str, str]) -> Config:
+    """Settings to serve tiny models with."""
+    plain = tiny_config(references).model_dump()
     # to a random embedder everything is alike: every question finds something
-    plain["answering"] |= {"store_threshold": -1.0, "route_threshold": -1.0, **answering}
-    plain["serving"] |= answering.pop("serving", {})
-    plain["answering"].pop("serving", None)
-    made = Workspace.create(
-        path,
-        keys=path.parent / f"{path.name}-keys",
-        config=Config.model_validate(plain),
-        secrets=SECRETS,
-    )
-    with made:
+    plain["answering"] |= {"store_threshold": -1.0, "route_threshold": -1.0}
+    return Config.model_validate(plain)
+
+
+def workspace_at(path: Path, config: Config, documents: list[Document]) -> None:
+    """A workspace made, trained and closed again."""
+    keys = path.parent / f"{path.name}-keys"
+    with Workspace.create(path, keys=keys, config=config, secrets=SECRETS) as made:
         made.ingest(documents)
         made.train()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from small import learned, stored
 from tiny import byte_tokenizer
 
 from llm_unlearn.config_guard import GuardConfig, GuardRule
-from llm_unlearn.documents import Message
+from llm_unlearn.documents import Document, Message
 from llm_unlearn.errors import Damaged
 from llm_unlearn.eval.chat import DUMPS
 from llm_unlearn.serve.asking import Ask
@@ -211,7 +212,7 @@ def test_a_lenient_rule_takes_no_passage_out_of_what_is_copied(served: Served) -
     rules = [{"licenses": ["strict"], "copied": 0.8}, {"licenses": ["lenient"], "copied": 0.9}]
     guarding = Guarding(ask.guarding._opened, GuardConfig.model_validate({"rules": rules}))
     ends = guarding.watch(
-        dataclasses.replace(choice, hits=tuple(hits)), None, frozenset({"staff"})
+        dataclasses.replace(choice, hits=tuple(hits)), [], frozenset({"staff"})
     ).ends
     assert ends is not None
     assert ends(" ".join([*red, *blue]))
@@ -232,7 +233,32 @@ def test_a_document_that_is_there_and_cannot_be_read_is_under_no_lighter_rule(
 
     monkeypatch.setattr(type(ask.guarding._opened), "document", broken)
     with pytest.raises(Damaged):
-        ask.guarding.watch(choice, None, frozenset({"staff"}))
+        ask.watch(choice, ask.prompt(choice))
+
+
+@pytest.mark.parametrize("model", ["workspace", "shard-0"])
+def test_documents_are_decrypted_once_for_a_choice_and_again_for_the_next(
+    served: Served, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """For what holds for the question, the prompt and the words; after a commit all is asked anew."""
+    question = f"{learned(0, 'author-0').messages[0].content} {_DUMP}"
+    ask = _asked(served, question, "staff", model=model, rules=[{"system": _TOLD}])
+    read: list[str] = []
+    assert ask.guarding is not None
+    whole = type(ask.guarding._opened).document
+
+    def counted(opened: Any, record: Any) -> Document:
+        found = whole(opened, record)
+        read.append(found.id)
+        return found
+
+    monkeypatch.setattr(type(ask.guarding._opened), "document", counted)
+    for _ in range(2):
+        read.clear()
+        choice = ask.choose()
+        ask.watch(choice, ask.prompt(choice))
+        assert read
+        assert len(read) == len(set(read))
 
 
 @pytest.mark.parametrize("settings", [{"refuse_dumps": True}, {"system": _TOLD}, {"copied": 0.5}])
