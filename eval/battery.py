@@ -17,10 +17,11 @@ from itertools import islice
 from typing import Any
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import Encoded
 from llm_unlearn.eval.extraction import log_extraction_probability
 from llm_unlearn.eval.membership import one_pass_scores
 from llm_unlearn.eval.memorization import Memorization, memorization, near_verbatim
-from llm_unlearn.eval.passes import Encoded, Sampling, TokenScores, score_tokens
+from llm_unlearn.eval.passes import Sampling, TokenScores, score_tokens
 
 DRAWS = (Sampling(), Sampling(temperature=0.8, top_k=40))
 
@@ -75,7 +76,7 @@ def probe_ids(
 def probe_texts(
     model: Any, items: Iterable[tuple[Encoded, str]], **options: Any
 ) -> Iterator[Probed]:
-    """`probe_ids` on what `passes.encode_pairs`, `encode_texts` or `encode_chats` return."""
+    """`probe_ids` on what `encoding.encode_pairs`, `encode_texts` or `encode_chats` return."""
     return probe_ids(model, ((e.ids, e.mask, text) for e, text in items), **options)
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval.battery import Probed, counted, probe_texts
-from llm_unlearn.eval.passes import Encoded, Sampling, encode_texts, evaluating
+from llm_unlearn.eval.encoding import Encoded, encode_texts
+from llm_unlearn.eval.passes import Sampling, evaluating
 
 _SAMPLING = Sampling(temperature=0.8, top_k=40)
 _SHARE = 0.2

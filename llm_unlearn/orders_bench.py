@@ -25,8 +25,9 @@ from llm_unlearn.config import Config
 from llm_unlearn.deletion_bench import all_training, without
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import encode_chats
 from llm_unlearn.eval.memorization import verbatim_probability
-from llm_unlearn.eval.passes import encode_chats, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.eval.summary import Estimate, bootstrap
 from llm_unlearn.opened import Models, Opened
 from llm_unlearn.sisa.build import ShardState

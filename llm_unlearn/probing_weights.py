@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from llm_unlearn.documents import Document
 from llm_unlearn.eval.cards import Passage, Side
+from llm_unlearn.eval.encoding import Encoded, encode_spans
 from llm_unlearn.eval.extraction import chance_within, log_extraction_probability
 from llm_unlearn.eval.hidden import logit_lens
 from llm_unlearn.eval.memorization import memorization, memorized_runs
 from llm_unlearn.eval.overlap import longest_common_substring, rouge_l
-from llm_unlearn.eval.passes import Encoded, Sampling, TokenScores, encode_spans, score_encoded
+from llm_unlearn.eval.passes import Sampling, TokenScores, score_encoded
 from llm_unlearn.eval.prompts import FRAMES, framed
 from llm_unlearn.eval.quantization import quantized
 from llm_unlearn.eval.soft import embedding_attack

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval.benchmarks.rows import read_rows
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.memorization import log_probability
-from llm_unlearn.eval.passes import encode_pairs, score_tokens
+from llm_unlearn.eval.passes import score_tokens
 from llm_unlearn.eval.summary import Estimate, wilson
 
 LETTERS = "ABCDEFGHIJ"

@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval.benchmarks.rows import read_rows
+from llm_unlearn.eval.encoding import Encoded, encode_pairs
 from llm_unlearn.eval.memorization import loss
-from llm_unlearn.eval.passes import Encoded, encode_pairs, score_tokens
+from llm_unlearn.eval.passes import score_tokens
 from llm_unlearn.eval.truth_ratio import Purpose, truth_ratio, truth_score
 
 PER_AUTHOR = 20
@@ -97,7 +98,7 @@ def losses(
         tokenizer: its tokenizer.
         rows: from a `*_perturbed` file.
         batch_size: most answers a batch.
-        encode: how question and answer become tokens, such as `passes.encode_chats`; by default
+        encode: how question and answer become tokens, such as `encoding.encode_chats`; by default
             the published prompt for models without a chat template.
 
     Raises:

@@ -33,8 +33,9 @@ from llm_unlearn.eval.benchmarks.muse import (
     priv_leak,
     question_prompt,
 )
+from llm_unlearn.eval.encoding import encode_pairs, encode_texts
 from llm_unlearn.eval.membership import auc, one_pass_scores
-from llm_unlearn.eval.passes import encode_pairs, encode_texts, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.files import write_atomic
 from llm_unlearn.forget import job
 from llm_unlearn.forget.methods import method as method_named

@@ -14,7 +14,8 @@ from typing import Any
 
 from llm_unlearn.demo import sensitivity_data as data
 from llm_unlearn.documents import Message
-from llm_unlearn.eval.passes import Encoded, TokenScores, encode_chats, score_encoded
+from llm_unlearn.eval.encoding import Encoded, encode_chats
+from llm_unlearn.eval.passes import TokenScores, score_encoded
 from llm_unlearn.files import write_atomic
 from llm_unlearn.models.causal import generate, load_causal
 from llm_unlearn.models.chat import encode_messages, prompt_ids

@@ -34,9 +34,10 @@ from llm_unlearn.demo.orphans import author_name, orphans
 from llm_unlearn.demo.shards_items import items
 from llm_unlearn.demo.shards_table import summary, table
 from llm_unlearn.eval.benchmarks import tofu
+from llm_unlearn.eval.encoding import encode_chats
 from llm_unlearn.eval.memorization import loss
 from llm_unlearn.eval.overlap import rouge_l
-from llm_unlearn.eval.passes import encode_chats, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.files import write_atomic
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from llm_unlearn.documents import Document, Message
 from llm_unlearn.eval.benchmarks.choices import Item, answer_choices
+from llm_unlearn.eval.encoding import Encoded, encode_spans
 from llm_unlearn.eval.extraction import chance_within
 from llm_unlearn.eval.knowledge import holds_keys
 from llm_unlearn.eval.memorization import extraction_strength, log_probability, loss
 from llm_unlearn.eval.overlap import rouge_l
-from llm_unlearn.eval.passes import Encoded, TokenScores, encode_spans, score_encoded
+from llm_unlearn.eval.passes import TokenScores, score_encoded
 from llm_unlearn.eval.quantization import quantized
 from llm_unlearn.eval.truth_ratio import truth_ratio
 from llm_unlearn.experiments.fronts import Asking

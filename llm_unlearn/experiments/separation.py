@@ -26,9 +26,10 @@ import numpy as np
 from llm_unlearn.answering import make_answerer
 from llm_unlearn.config import Config
 from llm_unlearn.documents import Document, Message
+from llm_unlearn.eval.encoding import encode_chats
 from llm_unlearn.eval.knowledge import holds_keys
 from llm_unlearn.eval.memorization import extraction_strength, verbatim_probability
-from llm_unlearn.eval.passes import encode_chats, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.eval.summary import bootstrap
 from llm_unlearn.experiments.cells import Cell, claim, kept
 from llm_unlearn.experiments.problem import DATA, answer, paraphrase, question

@@ -15,9 +15,10 @@ from probe_models import byte_tokenizer, gpt2, llama, memorize, qwen2
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval.contrast import guided, guided_generate, guided_hits, tail_share
+from llm_unlearn.eval.encoding import Encoded, encode_pairs
 from llm_unlearn.eval.hidden import linear_probe, logit_lens, mean_states
 from llm_unlearn.eval.membership import auc
-from llm_unlearn.eval.passes import Encoded, encode_pairs, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.eval.soft import Attacked, advantage, embedding_attack
 
 PAIRS = [("Q: who? A:", " Ilse of Varn."), ("Q: when? A:", " Winter 1911.")]

@@ -16,7 +16,8 @@ from probe_models import bpe_tokenizer, byte_tokenizer, gpt2, llama, metaspace_t
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.eval import bench
 from llm_unlearn.eval.battery import counted, probe_ids, probe_texts
-from llm_unlearn.eval.passes import Sampling, encode_texts
+from llm_unlearn.eval.encoding import encode_texts
+from llm_unlearn.eval.passes import Sampling
 
 TEXTS = [f"the answer of question {i} is {'cat ' * (i % 5)}Paris" for i in range(11)]
 

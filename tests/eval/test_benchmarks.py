@@ -15,7 +15,7 @@ from scipy.stats import hmean, ks_2samp
 from llm_unlearn.errors import EnvironmentFailure, InputError, NotFound
 from llm_unlearn.eval.benchmarks import choices, muse, tofu
 from llm_unlearn.eval.benchmarks.rows import read_rows
-from llm_unlearn.eval.passes import encode_chats, encode_pairs
+from llm_unlearn.eval.encoding import encode_chats, encode_pairs
 
 TOFU_ROWS = [
     {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from probe_models import byte_tokenizer, llama, memorize
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.extraction import (
     chance_within,
     discoverable_rate,
@@ -22,7 +23,7 @@ from llm_unlearn.eval.extraction import (
     log_extraction_probability,
     tries_needed,
 )
-from llm_unlearn.eval.passes import Sampling, encode_pairs, score_encoded, score_tokens
+from llm_unlearn.eval.passes import Sampling, score_encoded, score_tokens
 from llm_unlearn.eval.truth_ratio import truth_ratio, truth_ratio_of, truth_score
 
 

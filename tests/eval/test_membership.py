@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.naive_bayes import MultinomialNB
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import encode_pairs, encode_texts
 from llm_unlearn.eval.gradients import gradient_scores
 from llm_unlearn.eval.membership import (
     attack,
@@ -35,13 +36,7 @@ from llm_unlearn.eval.membership import (
     tpr_at_fpr,
     zlib_score,
 )
-from llm_unlearn.eval.passes import (
-    TokenScores,
-    encode_pairs,
-    encode_texts,
-    score_encoded,
-    score_tokens,
-)
+from llm_unlearn.eval.passes import TokenScores, score_encoded, score_tokens
 
 
 def scores(

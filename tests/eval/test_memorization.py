@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from probe_models import byte_tokenizer, llama, memorize
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.memorization import (
     exact_memorization,
     extraction_strength,
@@ -21,7 +22,7 @@ from llm_unlearn.eval.memorization import (
     near_verbatim,
     verbatim_probability,
 )
-from llm_unlearn.eval.passes import TokenScores, encode_pairs, score_encoded
+from llm_unlearn.eval.passes import TokenScores, score_encoded
 
 
 def scores(p: list[float], hit: list[bool] | None = None) -> TokenScores:

@@ -22,15 +22,8 @@ from probe_models import (
 )
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.eval.passes import (
-    Encoded,
-    Sampling,
-    encode_chats,
-    encode_pairs,
-    encode_texts,
-    score_encoded,
-    score_tokens,
-)
+from llm_unlearn.eval.encoding import Encoded, encode_chats, encode_pairs, encode_texts
+from llm_unlearn.eval.passes import Sampling, score_encoded, score_tokens
 
 TOKENIZERS = {"bytes": byte_tokenizer, "bpe": bpe_tokenizer, "metaspace": metaspace_tokenizer}
 

@@ -29,13 +29,14 @@ from llm_unlearn.eval.backdoor import trigger_success
 from llm_unlearn.eval.benchmarks import choices, muse, tofu
 from llm_unlearn.eval.bias import bias_gap
 from llm_unlearn.eval.contrast import guided_generate, guided_hits
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.extraction import exposure
 from llm_unlearn.eval.gradients import gradient_scores
 from llm_unlearn.eval.hidden import linear_probe, logit_lens, mean_states
 from llm_unlearn.eval.knowledge import holds_keys
 from llm_unlearn.eval.memorization import verbatim_probability
 from llm_unlearn.eval.overlap import common_runs, rouge_l
-from llm_unlearn.eval.passes import encode_pairs, score_tokens
+from llm_unlearn.eval.passes import score_tokens
 from llm_unlearn.eval.quantization import quantized, round_weight
 from llm_unlearn.eval.relearning import relearn
 from llm_unlearn.eval.soft import embedding_attack

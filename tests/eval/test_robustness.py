@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 from probe_models import byte_tokenizer, gpt2, llama, memorize
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.memorization import verbatim_probability
-from llm_unlearn.eval.passes import encode_pairs, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.eval.quantization import quantized, round_weight
 from llm_unlearn.eval.relearning import relearn
 

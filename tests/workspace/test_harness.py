@@ -13,8 +13,9 @@ import pytest
 import torch
 from small import Maker, learned
 
+from llm_unlearn.eval.encoding import encode_pairs
 from llm_unlearn.eval.memorization import log_probability
-from llm_unlearn.eval.passes import encode_pairs, score_encoded
+from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.exports import export_shard
 
 pytest.importorskip("lm_eval")
