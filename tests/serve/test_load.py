@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -24,7 +26,9 @@ from served import DOCUMENTS, Served, start, workspace_at
 from llm_unlearn import Config
 
 SECONDS = float(os.environ.get("LOAD_SECONDS", 600 if os.environ.get("SOAK") else 5))
+REAL = bool(os.environ.get("LOAD_REAL"))
 CONNECTIONS = 1000
+_DELTA = re.compile(rb'"content": ?"((?:[^"\\]|\\.)*)"')
 _LATE = 0.5  # what was on its way when the acknowledgement came
 
 
@@ -37,19 +41,19 @@ class Load:
     operator: str
     end: float
     statuses: Counter[int] = field(default_factory=Counter)
-    removed: dict[str, float] = field(
-        default_factory=dict
-    )  # words, and when they were acknowledged
+    subjects: list[str] = field(default_factory=lambda: ["work", "keep-0"])
+    words: list[str] = field(default_factory=list)  # that documents hold
+    told: set[str] = field(default_factory=set)  # of them
+    removed: dict[str, float] = field(default_factory=dict)  # and when that was acknowledged
     told_late: list[str] = field(default_factory=list)
-    cited: Counter[str] = field(default_factory=Counter)
-    ended: int = 0
+    ended: int = 0  # by a takedown
     answers: int = 0
 
     @property
     def on(self) -> bool:
         """Until the end; on a machine that is busy, until there is something to look at."""
         now = time.monotonic()
-        seen = self.cited["secret-"] and self.removed and self.answers > 10
+        seen = self.told and self.removed and self.answers > 10
         return now < self.end or (not seen and now < self.end + 60)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -61,25 +65,34 @@ class Load:
             f"content-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
         ).encode()
 
-    def look(self, data: bytes, moment: float) -> None:
-        """Every byte that comes is looked through for what was removed before it came."""
-        text = data.decode("utf-8", "replace")
-        for words, acknowledged in self.removed.items():
-            if moment > acknowledged + _LATE and words in text:
+    def look(self, before: str, new: str, moment: float) -> None:
+        """Look through all that comes for words whose last letters came after their removal."""
+        text = before[-200:] + new
+        fresh = len(text) - len(new)
+        for words in self.words if "secret-" in text else ():
+            if text.rfind(words) + len(words) <= fresh or words not in text:
+                continue
+            self.told.add(words)
+            if moment > self.removed.get(words, math.inf) + _LATE:
                 self.told_late.append(words)
-        for words in ("secret-", '"ended": "takedown"', '"ended":"takedown"'):
-            self.cited[words] += text.count(words)
 
     async def ask(self, body: bytes, key: str | None = None, path: str = "") -> bytes:
         reader, writer = await self.connect()
         try:
             writer.write(self.head("POST", path or "/v1/chat/completions", len(body), key) + body)
-            received = b""
+            received, said = b"", ""
             while piece := await reader.read(1 << 16):
-                self.look(received[-200:] + piece, time.monotonic())
+                moment = time.monotonic()
+                self.look(
+                    received.decode("utf-8", "replace"), piece.decode("utf-8", "replace"), moment
+                )
                 received += piece
+                whole = b"".join(_DELTA.findall(received)).decode("utf-8", "replace")
+                self.look(said, whole[len(said) :], moment)  # a stream gives words in pieces
+                said = whole
             if received:
                 self.statuses[int(received.split(b" ", 2)[1])] += 1
+            self.ended += re.search(rb'"ended": ?"takedown"', received) is not None
             return received
         finally:
             writer.close()
@@ -87,7 +100,7 @@ class Load:
     async def asker(self, number: int) -> None:
         chance = random.Random(number)
         while self.on:
-            about = chance.choice(list(self.cited_subjects) or ["nothing"])
+            about = chance.choice([*self.subjects[:2], *self.subjects[-4:]])  # some are gone
             body = {
                 "model": chance.choice(["workspace", "base", "ensemble", "route", "shard-0"]),
                 "messages": [{"role": "user", "content": f"The tale of {about}"}],
@@ -97,8 +110,6 @@ class Load:
             if await self.ask(json.dumps(body).encode()):
                 self.answers += 1
             await asyncio.sleep(0.01)
-
-    cited_subjects: list[str] = field(default_factory=list)
 
     async def malformed(self, number: int) -> None:
         chance = random.Random(number)
@@ -158,10 +169,13 @@ class Load:
                 "text": f"The tale of {subject} is {words} and nothing else.",
             }
             body = json.dumps({"documents": [document]}).encode()
+            self.words.append(words)
             added = await self.ask(body, self.operator, "/v1/documents")
             assert b"201" in added.split(b"\r\n")[0], added
-            self.cited_subjects.append(subject)
-            await asyncio.sleep(min(1.0, SECONDS / 8))
+            self.subjects.append(subject)
+            end = time.monotonic() + (60 if REAL else min(1.0, SECONDS / 8))
+            while words not in self.told and time.monotonic() < end and self.on:
+                await asyncio.sleep(0.05)
             body = json.dumps({"subject": subject}).encode()
             told = await self.ask(body, self.operator, "/v1/takedowns")
             assert b"201" in told.split(b"\r\n")[0], told
@@ -174,7 +188,7 @@ def served(
 ) -> Iterator[Served]:
     """A process of its own, so that its memory and files can be counted, and it can be ended."""
     serving: dict[str, Any] = {"rate": 10_000_000, "queue": 64}
-    if not os.environ.get("LOAD_REAL"):
+    if not REAL:
         yield fresh(process=True, **serving)
         return
     path = tmp_path_factory.mktemp("real") / "ws"
@@ -225,7 +239,7 @@ def test_a_thousand_connections_and_takedowns(served: Served) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert load.told_late == []
     assert load.removed
-    assert load.cited["secret-"] > 0  # they were told, before
+    assert load.told  # before
     assert load.answers > 10
     # 504: what waited longer than an answer may take
     assert set(load.statuses) <= {200, 201, 400, 404, 429, 503, 504}, load.statuses
@@ -239,6 +253,7 @@ def test_a_thousand_connections_and_takedowns(served: Served) -> None:
     assert "llm_unlearn_answers_decoding 0.0" in left
     print(
         f"{load.answers} answers, {dict(load.statuses)}, {len(load.removed)} takedowns, "
+        f"{len(load.told)} told before, {load.ended} answers ended by one, "
         f"{grown >> 20} MiB more, {process.num_fds() - base_files} files more"
     )
 
