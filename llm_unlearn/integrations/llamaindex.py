@@ -13,8 +13,7 @@ are refused, since LlamaIndex would keep them there itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,6 @@ from llm_unlearn.integrations.common import (
     whole,
 )
 from llm_unlearn.retrieval import Hit, Store
-from llm_unlearn.retrieval.parts import Meta
-from llm_unlearn.retrieval.query import Mode
 from llm_unlearn.retrieval.where import Where
 
 try:
@@ -42,13 +39,13 @@ try:
     from llama_index.core.schema import BaseNode, RelatedNodeInfo, TextNode
     from llama_index.core.vector_stores.types import (
         BasePydanticVectorStore,
-        FilterCondition,
         MetadataFilters,
         VectorStoreQuery,
         VectorStoreQueryMode,
         VectorStoreQueryResult,
     )
-    from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+
+    from llm_unlearn.integrations.llamaindex_queries import matcher, mode_of, restricts
 except ModuleNotFoundError as missing:
     raise EnvironmentFailure(
         f"{missing.name} is not installed.", "Install llm-unlearn[llamaindex]."
@@ -58,14 +55,6 @@ __all__ = ["LlamaIndexEmbedder", "UnlearnVectorStore"]
 
 _NODE = "_node"  # in a document's metadata: the rest of the node
 _REF = "_ref_doc_id"  # and the source document, which deletion goes by
-_SOURCE_NAMES = ("ref_doc_id", "doc_id", "document_id")  # what filters call it
-_MODES: dict[str, Mode] = {
-    VectorStoreQueryMode.DEFAULT: "dense",
-    VectorStoreQueryMode.MMR: "dense",
-    VectorStoreQueryMode.SPARSE: "lexical",
-    VectorStoreQueryMode.TEXT_SEARCH: "lexical",
-    VectorStoreQueryMode.HYBRID: "hybrid",
-}
 
 
 class LlamaIndexEmbedder(OutsideEmbedder):
@@ -159,11 +148,11 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
             InputError: neither was given. (Everything is never deleted by omission.)
             AccessDenied: one of them is under a legal hold; nothing is deleted then.
         """
-        if node_ids is None and not _restricts(filters):
+        if node_ids is None and not restricts(filters):
             raise InputError("give node_ids or filters to delete by.", "To delete all, clear.")
         ids = node_ids
-        if _restricts(filters):
-            test = _matcher(filters)
+        if restricts(filters):
+            test = matcher(filters, _REF)
             named = None if node_ids is None else set(node_ids)
             found = [meta for meta in everything(self._store) if named is None or meta.id in named]
             ids = [meta.id for meta in found if test(meta)]
@@ -190,7 +179,7 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         may see. Without their embeddings."""
         allowed = self._groups if groups is None else groups
         ids = node_ids
-        if node_ids is None or _restricts(filters):
+        if node_ids is None or restricts(filters):
             found = dict.fromkeys(self._matching(filters, allowed, None))
             ids = list(found) if node_ids is None else [name for name in node_ids if name in found]
         return [_out(document) for document in self._store.get(ids or [], groups=allowed)]
@@ -217,7 +206,7 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         if kwargs:
             raise InputError(f"a query does not know {', '.join(sorted(kwargs))}.", "Leave it out.")
         allowed = self._groups if groups is None else groups
-        mode, k = _mode(query), query.similarity_top_k
+        mode, k = mode_of(query), query.similarity_top_k
         if query.mode == VectorStoreQueryMode.HYBRID and query.hybrid_top_k is not None:
             k = query.hybrid_top_k
         elif mode == "lexical" and query.sparse_top_k is not None:
@@ -296,7 +285,7 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
     def _where(self, query: VectorStoreQuery, groups: Collection[str]) -> Where | None:
         sources = {_REF: list(query.doc_ids)} if query.doc_ids else None
         ids = list(query.node_ids) if query.node_ids else None
-        if _restricts(query.filters):
+        if restricts(query.filters):
             ids = self._matching(query.filters, groups, ids)
         if ids is None and sources is None:
             return None
@@ -306,7 +295,7 @@ class UnlearnVectorStore(BasePydanticVectorStore):  # type: ignore[misc]
         self, filters: MetadataFilters | None, groups: Collection[str], ids: list[str] | None
     ) -> list[str]:
         where = None if ids is None else Where(ids=ids)
-        test = _matcher(filters or MetadataFilters(filters=[]))  # none: all
+        test = matcher(filters or MetadataFilters(filters=[]), _REF)  # none: all
         return [meta.id for meta in self._store.known(groups=groups, where=where) if test(meta)]
 
     def _document(self, node: BaseNode) -> Document:
@@ -350,53 +339,3 @@ def _out(document: Document) -> TextNode:
     rest = metadata.pop(_NODE, None)
     known = rest if isinstance(rest, dict) else {}  # a document that was not added as a node
     return TextNode(id_=document.id, text=document.content, metadata=metadata, **known)
-
-
-def _mode(query: VectorStoreQuery) -> Mode:
-    if query.mode not in _MODES:
-        known = ", ".join(str(mode.value) for mode in _MODES)  # type: ignore[attr-defined]
-        raise InputError(f"the query mode {query.mode!r} is unknown.", f"Use {known}.")
-    mode = _MODES[query.mode]
-    if mode == "hybrid" and query.alpha is not None:
-        if query.alpha not in (0, 1):
-            raise InputError(
-                f"alpha={query.alpha}: hybrid search goes by ranks and cannot be weighed.",
-                "Leave alpha out, or give 0 (words alone) or 1 (vectors alone).",
-            )
-        return "dense" if query.alpha else "lexical"
-    return mode
-
-
-def _restricts(filters: MetadataFilters | None) -> bool:
-    return filters is not None and bool(filters.filters)
-
-
-def _matcher(filters: MetadataFilters) -> Callable[[Meta], bool]:
-    """LlamaIndex's own meaning of filters, nested ones included, for what is known of a document."""
-    now: dict[str, Mapping[str, Any]] = {}
-    holds = _nested(filters, now)
-
-    def test(meta: Meta) -> bool:
-        source = meta.metadata.get(_REF)
-        now[""] = {**dict.fromkeys(_SOURCE_NAMES, source), **meta.metadata}
-        try:
-            return holds()
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the filter cannot be applied: {error}.", "Change it.") from error
-
-    return test
-
-
-def _nested(filters: MetadataFilters, now: Mapping[str, Mapping[str, Any]]) -> Callable[[], bool]:
-    tests: list[Callable[[], bool]] = []
-    for one in filters.filters:
-        if isinstance(one, MetadataFilters):
-            tests.append(_nested(one, now))
-        else:
-            plain = build_metadata_filter_fn(now.__getitem__, MetadataFilters(filters=[one]))
-            tests.append(partial(plain, ""))
-    if filters.condition == FilterCondition.OR:
-        return lambda: any(test() for test in tests)
-    if filters.condition == FilterCondition.NOT:
-        return lambda: not any(test() for test in tests)
-    return lambda: all(test() for test in tests)
