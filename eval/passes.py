@@ -221,7 +221,7 @@ def score_encoded(
     *,
     sampling: Sequence[Sampling] = (),
 ) -> list[TokenScores]:
-    """`score_tokens` on what `encode_pairs`, `encode_texts` or `encode_chats` return."""
+    """`score_tokens` on what `encoding.encode_pairs`, `encode_texts` or `encode_chats` return."""
     ids, masks = [e.ids for e in encoded], [e.mask for e in encoded]
     return score_tokens(model, ids, masks, batch_size, sampling=sampling)
 

@@ -99,7 +99,9 @@ class Ask:
         Raises:
             NotFound: no such model.
             AccessDenied: no group, where one is needed; a text to continue that was taken down.
+            Damaged: a document that a rule may hold for cannot be read.
         """
+        self._drawn = None  # what was removed meanwhile leaves memory
         guarding = self.guarding
         if guarding is not None:
             if any(guarding.removed(m.content, self.groups) for m in self.messages):
@@ -150,7 +152,11 @@ class Ask:
         raise NotFound(f"There is no model {self.model!r} here.", "List them at /v1/models.")
 
     def prompt(self, choice: Choice) -> list[int]:
-        """The token ids that the model reads."""
+        """The token ids that the model reads.
+
+        Raises:
+            Damaged: as `choose`.
+        """
         tokenizer = self.answerer.host().base.tokenizer
         if self.raw is not None:
             return encoded(tokenizer, self.raw)
@@ -167,11 +173,17 @@ class Ask:
         return ids
 
     def watch(self, choice: Choice, ids: Sequence[int]) -> Watch:
-        """What is asked of its words as they come, after these tokens of the prompt."""
+        """What is asked of its words as they come, after these tokens of the prompt.
+
+        Raises:
+            Damaged: as `choose`.
+        """
         if self.guarding is None:
             return Watch()
         before = () if self.raw is None else ids
-        return self.guarding.watch(choice, self._documents(choice), self.groups, before)
+        drawn = self._documents(choice)
+        self._drawn = None  # the last to need them
+        return self.guarding.watch(choice, drawn, self.groups, before)
 
     def _rules(self, choice: Choice) -> list[GuardRule]:
         """The rules of the guard for the documents of a choice."""
@@ -184,6 +196,7 @@ class Ask:
         guarding = self.guarding
         if guarding is None:
             return []
+        # every `choose` makes a new choice: what was drawn before a commit is not used after it
         if self._drawn is None or self._drawn[0] is not choice:
             if self._vector is None and choice.experts and guarding.config.rules:
                 text = self.question if self.raw is None else self._text()[-_END:]

@@ -96,6 +96,7 @@ class Job:
         with self.lock:
             self.pending.clear()
             self.choice = self.speech = self.drawing = None
+            self.watch = Watch()
             if self.sent:
                 self.pending.append(Piece("", (), "takedown"))
                 self.done = True
