@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -237,10 +239,11 @@ def test_a_document_that_is_there_and_cannot_be_read_is_under_no_lighter_rule(
 
 
 @pytest.mark.parametrize("model", ["workspace", "shard-0"])
-def test_documents_are_decrypted_once_for_a_choice_and_again_for_the_next(
-    served: Served, monkeypatch: pytest.MonkeyPatch, model: str
+def test_documents_are_decrypted_once_for_a_choice_and_again_after_a_takedown(
+    fresh: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    """For what holds for the question, the prompt and the words; after a commit all is asked anew."""
+    """Once for what holds for the question, the prompt and the words; then without what was removed."""
+    served = fresh()
     question = f"{learned(0, 'author-0').messages[0].content} {_DUMP}"
     ask = _asked(served, question, "staff", model=model, rules=[{"system": _TOLD}])
     read: list[str] = []
@@ -249,16 +252,26 @@ def test_documents_are_decrypted_once_for_a_choice_and_again_for_the_next(
 
     def counted(opened: Any, record: Any) -> Document:
         found = whole(opened, record)
-        read.append(found.id)
+        if threading.current_thread() is threading.main_thread():  # the server looks for copies too
+            read.append(found.id)
         return found
 
-    monkeypatch.setattr(type(ask.guarding._opened), "document", counted)
-    for _ in range(2):
+    def drawn() -> set[str]:
         read.clear()
         choice = ask.choose()
         ask.watch(choice, ask.prompt(choice))
+        assert ask._drawn is None
         assert read
         assert len(read) == len(set(read))
+        return {name.split("/")[0] for name in read}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(ask.guarding._opened), "document", counted)
+        subject = min(drawn() - {"author-0"})
+    told = served.http("operator").post("/v1/takedowns", json={"subject": subject})
+    assert told.status_code == 201
+    monkeypatch.setattr(type(ask.guarding._opened), "document", counted)
+    assert subject not in drawn()
 
 
 @pytest.mark.parametrize("settings", [{"refuse_dumps": True}, {"system": _TOLD}, {"copied": 0.5}])
