@@ -16,6 +16,7 @@ from llm_unlearn.cli import render
 from llm_unlearn.cli.options import Keys, WorkspaceDir
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import EnvironmentFailure, WorkspaceMissing
+from llm_unlearn.serve import memory
 
 if TYPE_CHECKING:
     from llm_unlearn.eval.summary import Estimate
@@ -56,6 +57,7 @@ def serve(
 
     Every request carries an API key: make one with `access add` first. Ends with Ctrl-C or SIGTERM.
     """
+    memory.bound()
     with _extra():
         from llm_unlearn.serve.run import start
     now = datetime.now(UTC)

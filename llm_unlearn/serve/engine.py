@@ -25,6 +25,7 @@ from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost
 from llm_unlearn.models.sampling import Drawn
+from llm_unlearn.serve import memory
 from llm_unlearn.serve.job import Job, Mailbox, Piece
 from llm_unlearn.serve.speech import Speech
 from llm_unlearn.serve.track import Row, Track
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("llm_unlearn.serve")
 _IDLE = 0.5
+_TIDY = 10.0  # seconds between two times that freed memory is given back
 _LOOK = 4  # tokens between two looks of the guard at the words so far
 
 
@@ -63,6 +65,7 @@ class Engine:
         self._stopping = False
         self._settled = watch.number()
         self._poked = False
+        self._tidied = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self.steps = 0
         self.tokens = 0
@@ -176,6 +179,9 @@ class Engine:
                     del self._tracks[key]
             if not track.rows:
                 self._tracks.pop(key, None)
+        if time.monotonic() - self._tidied > _TIDY:
+            memory.give_back()
+            self._tidied = time.monotonic()
 
     def _settle(self) -> None:
         number = self._watch.number()
