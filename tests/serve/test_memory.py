@@ -30,7 +30,7 @@ def test_what_the_environment_says_stands() -> None:
     )
     clean = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
     clean["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    for given, held in (({}, "16 32"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "16 7")):
+    for given, held in (({}, "16 128"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "16 7")):
         done = subprocess.run(
             [sys.executable, "-c", code], env=clean | given, capture_output=True, check=True
         )
