@@ -118,17 +118,30 @@ def one_pass_scores(
 
 
 def swapped_neighbours(text: str, count: int, seed: int = 0, share: float = 0.1) -> list[str]:
-    """`count` copies of the text in which a share of the words changed places with the next one."""
+    """`count` copies of the text in which a share of the words changed places with the next one.
+
+    None of them is the text itself; one may be another.
+
+    Raises:
+        InputError: the text has no two words that differ, or the share is not in (0, 1].
+    """
     words = text.split(" ")
-    if len(words) < 2:
-        raise InputError(f"the text {text[:40]!r} has one word.", "Neighbours need at least two.")
+    unlike = [i for i in range(len(words) - 1) if words[i] != words[i + 1]]
+    if not unlike:
+        raise InputError(
+            f"the text {text[:40]!r} has no two words that differ.", "It has no neighbours then."
+        )
+    if not 0 < share <= 1:
+        raise InputError(f"share {share} is not in (0, 1].", "0.1 is usual.")
+    swaps = min(max(1, round(share * len(words))), len(words) - 1)
     random = np.random.Generator(np.random.PCG64(seed))
     made = []
     for _ in range(count):
         copy = list(words)
-        for i in random.choice(
-            len(words) - 1, max(1, round(share * len(words))) if len(words) > 2 else 1, False
-        ):
+        for i in random.choice(len(words) - 1, swaps, False):
+            copy[i], copy[i + 1] = copy[i + 1], copy[i]
+        if copy == words:  # equal words changed places, or the same two places did so again
+            i = unlike[random.integers(len(unlike))]
             copy[i], copy[i + 1] = copy[i + 1], copy[i]
         made.append(" ".join(copy))
     return made

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from probe_models import byte_tokenizer, llama, memorize
 from sklearn.feature_extraction.text import CountVectorizer
@@ -179,6 +179,18 @@ def test_neighbours_keep_the_words() -> None:
     assert swapped_neighbours("a b", 1) == ["b a"]
 
 
+@given(
+    st.lists(st.sampled_from(["so", "on", "and"]), min_size=2, max_size=7),
+    st.integers(0, 50),
+    st.floats(0.01, 1),
+)
+def test_a_neighbour_is_never_the_text(words: list[str], seed: int, share: float) -> None:
+    """Equal words that change places, such as the first two of "so so on", change nothing."""
+    assume(len(set(words)) > 1)
+    made = swapped_neighbours(" ".join(words), 5, seed, share)
+    assert all(sorted(m.split()) == sorted(words) and m.split() != words for m in made)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -189,6 +201,8 @@ def test_neighbours_keep_the_words() -> None:
         lambda: auc([float("nan")], [1]),
         lambda: blind_scores(["a"], ["b"]),
         lambda: swapped_neighbours("one", 1),
+        lambda: swapped_neighbours("la la la", 1),
+        lambda: swapped_neighbours("one two", 1, share=0),
         lambda: one_pass_scores([scores([-1])], []),
         lambda: reference_score(scores([-1]), scores([-1, -2])),
     ],
