@@ -6,6 +6,7 @@ Guarantees: whatever the state asked for, whether a document answers or not, it 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TypedDict
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.parts import unpack_meta
@@ -13,14 +14,24 @@ from llm_unlearn.retrieval.vault import Record, Vault
 from llm_unlearn.retrieval.where import Where, attributes, passes
 
 
+class Which(TypedDict, total=False):
+    """Which documents are meant: by exactly one of these, as `matching` reads them."""
+
+    id: str | None
+    subject: str | None
+    source: str | None
+    where: Where | None
+
+
 def matching(
     vault: Vault,
     fate: str,
     states: Collection[str],
-    id: str | None,
-    subject: str | None,
-    source: str | None,
-    where: Where | None,
+    *,
+    id: str | None = None,
+    subject: str | None = None,
+    source: str | None = None,
+    where: Where | None = None,
 ) -> list[Record]:
     """The records of a fate in one of the states that exactly one of the last four names.
 
