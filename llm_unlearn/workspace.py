@@ -15,24 +15,20 @@ and its key directory.
 
 from __future__ import annotations
 
-import os
-import secrets as random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from llm_unlearn.config import Config, dump_config, load_config
+from llm_unlearn import opening
+from llm_unlearn.config import Config
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import InputError, WorkspaceMissing, WorkspaceReadOnly
-from llm_unlearn.files import os_errors, write_atomic
-from llm_unlearn.ledger import Entry, Ledger
+from llm_unlearn.errors import InputError
+from llm_unlearn.ledger import Entry
 from llm_unlearn.opened import Models, Opened
-from llm_unlearn.retrieval.database import Database
-from llm_unlearn.retrieval.keyring import Keyring
-from llm_unlearn.retrieval.lock import WriterLock
-from llm_unlearn.retrieval.vault import Vault
+from llm_unlearn.writing import writing
 
 if TYPE_CHECKING:
     from llm_unlearn.answering import Answer, Answerer
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
     from llm_unlearn.takedown.request import Request
     from llm_unlearn.takedown.verify import Verified
     from llm_unlearn.training import Trained
-
-PUBLIC_KEY = "receipts.pub.pem"
 
 
 class Workspace:
@@ -83,35 +77,7 @@ class Workspace:
         Raises:
             InputError: the path is taken, or the keys would lie inside the workspace.
         """
-        path, config = Path(path).absolute(), config or Config()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is there already.", "Choose a new directory.")
-        home = Path(keys).absolute() if keys is not None else _default_keys()
-        if home.resolve().is_relative_to(path.resolve()):
-            raise InputError(
-                f"The keys ({home}) would lie inside the workspace.",
-                "Choose a directory outside it and outside its backups.",
-            )
-        from llm_unlearn.exports import Exports
-        from llm_unlearn.sisa.checkpoints import Checkpoints
-        from llm_unlearn.takedown.envelope import public_pem
-        from llm_unlearn.takedown.journal import Journal
-        from llm_unlearn.takedown.tombstones import Tombstones
-
-        keyring = Keyring.create(home, secrets=secrets)
-        with os_errors(f"write {path}"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(home / PUBLIC_KEY, public_pem(keyring.secret("signing")), mode=0o644)
-        # the database comes last and in one transaction: without it there is no workspace
-        write_atomic(path / "config.yaml", dump_config(config).encode())
-        made = Database.open(path / "workspace.db", create=True)
-        with made as database, database.transaction():
-            Vault(database, keyring)
-            Checkpoints.create_table(database)
-            Exports.create_table(database)
-            Journal.create_table(database)
-            Tombstones.create_table(database)
-            database.set_value("keys", str(home).encode())
+        home = opening.make(Path(path).absolute(), keys, config or Config(), secrets)
         return cls.open(path, keys=home, models=models)
 
     @classmethod
@@ -134,37 +100,7 @@ class Workspace:
             KeysMissing: the key directory is not there or belongs to another workspace.
             Damaged: a file is not what was written.
         """
-        path = Path(path).absolute()
-        if not (path / "workspace.db").is_file():
-            raise WorkspaceMissing(
-                f"There is no workspace at {path}.", f"Run: llm-unlearn init {path}"
-            )
-        config = load_config(path / "config.yaml")
-        database = Database.open(path / "workspace.db", readonly=readonly)
-        try:
-            saved = database.value("keys")
-            if saved is None:
-                raise WorkspaceMissing(
-                    f"{path} was never finished.", f"Remove it and run: llm-unlearn init {path}"
-                )
-            home = Path(keys or saved.decode())
-            keyring = Keyring.open(home)
-            vault = Vault(database, keyring)
-            vault.verify_rows()
-        except BaseException:
-            database.close()
-            raise
-        return cls(
-            Opened(
-                path=path,
-                config=config,
-                keyring=keyring,
-                database=database,
-                vault=vault,
-                ledger=Ledger(database, vault),
-                models=models or Models(config),
-            )
-        )
+        return cls(opening.open_pieces(Path(path).absolute(), keys, models, readonly))
 
     def close(self) -> None:
         """Close the files; models stay in memory as long as something refers to them."""
@@ -200,7 +136,7 @@ class Workspace:
     @property
     def public_key(self) -> Path:
         """The file with the public key that its receipts are verified with."""
-        return self._opened.keyring.directory / PUBLIC_KEY
+        return self._opened.keyring.directory / opening.PUBLIC_KEY
 
     def ingest(
         self,
@@ -227,8 +163,10 @@ class Workspace:
 
         opened = self._opened
         fresh: set[bytes] = set()
-        watched = nullcontext() if dry_run else watching(opened, fresh)
-        with self._writing(dry_run), watched:
+        with ExitStack() as stack:
+            if not dry_run:
+                stack.enter_context(writing(opened))
+                stack.enter_context(watching(opened, fresh))
             documents = (
                 read_documents(Path(source), skip_broken=skip_broken)
                 if isinstance(source, (str, Path))
@@ -277,7 +215,7 @@ class Workspace:
 
         return train(
             self._opened,
-            lambda resuming: self._writing(resuming=resuming),
+            lambda resuming: writing(self._opened, resuming=resuming),
             progress=progress,
             shards=shards,
             retrain_all=retrain_all,
@@ -398,7 +336,7 @@ class Workspace:
         """
         from llm_unlearn.correction import correct
 
-        with self._writing(resuming=False):
+        with writing(self._opened, resuming=False):
             done = correct(
                 self._opened,
                 old,
@@ -422,7 +360,7 @@ class Workspace:
         """Requests one by one and many at once: submitted, planned, decided, carried out."""
         from llm_unlearn.takedown.desk import Desk
 
-        return Desk(self._opened, self._writing)
+        return Desk(self._opened, partial(writing, self._opened))
 
     def export(self, shard: int, out: str | Path) -> Export:
         """Write the adapter that serves for a shard as a plain PEFT folder, and register that.
@@ -433,7 +371,7 @@ class Workspace:
         """
         from llm_unlearn.exports import export_shard
 
-        with self._writing():
+        with writing(self._opened):
             return export_shard(self._opened, shard, Path(out))
 
     def exported_gone(self, out: str | Path) -> list[Export]:
@@ -444,7 +382,7 @@ class Workspace:
         """
         from llm_unlearn.exports import Exports
 
-        with self._writing():
+        with writing(self._opened):
             return Exports(self._opened.database, self._opened.keyring).settle(Path(out))
 
     def audit(
@@ -481,36 +419,3 @@ class Workspace:
             NotFound: there is no such document.
         """
         return self._opened.ledger.find(document)
-
-    @contextmanager
-    def _writing(
-        self, dry_run: bool = False, *, resuming: bool = True, quick: bool = False
-    ) -> Iterator[None]:
-        """Hold the writer's lock; clear away what a killed writer left; finish its takedowns.
-
-        With `quick` only as much is looked at as a new key needs; the next writer does the rest.
-        """
-        if dry_run:
-            yield
-            return
-        opened = self._opened
-        if opened.database.readonly or not os.access(opened.path, os.W_OK):
-            raise WorkspaceReadOnly(
-                f"{opened.path} cannot be written.", "Give this user write access."
-            )
-        with WriterLock(opened.path / "lock"):
-            if quick:
-                opened.vault.sweep(quick=True)
-            else:
-                opened.tidy()
-            if resuming:
-                from llm_unlearn.takedown.machine import Takedowns
-
-                Takedowns(opened).resume()
-            yield
-
-
-def _default_keys() -> Path:
-    chosen = os.environ.get("LLM_UNLEARN_KEYS")
-    home = Path(chosen) if chosen else Path.home() / ".local" / "share" / "llm-unlearn" / "keys"
-    return home.expanduser().absolute() / random.token_hex(8)
