@@ -1,6 +1,6 @@
 """The store: a vault and an index over it; what retrieval searches. Knows no language model.
 
-Guarantees: searches are what `reader` says; a write is whole or not at all (`extend`: each piece of
+Guarantees: searches are what `store_reader` says; a write is whole or not at all (`extend`: each piece of
 it); what `delete` deleted can be had from no answer, file or copy of the workspace; everything on
 disk is ciphertext.
 """
@@ -26,10 +26,10 @@ from llm_unlearn.retrieval.hits import Hit
 from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.retrieval.lock import WriterLock
 from llm_unlearn.retrieval.prepare import Span
-from llm_unlearn.retrieval.reader import StoreReader
 from llm_unlearn.retrieval.roots import RootKey
 from llm_unlearn.retrieval.selection import Which, matching
 from llm_unlearn.retrieval.settings import StoreSettings
+from llm_unlearn.retrieval.store_reader import StoreReader
 from llm_unlearn.retrieval.vault import Record, Vault
 from llm_unlearn.retrieval.where import Where
 
