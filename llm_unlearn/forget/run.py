@@ -208,7 +208,7 @@ class _Run:
             self.looks = [Look.model_validate(look) for look in found.plain["looks"]]
             self.began -= found.plain["seconds"]
             weights.load(found.now)
-            self._restore(optimizer, found, done - since)
+            states.restore(optimizer, self._named(), found, done - since)
         saved = time.monotonic()
         while done < total and stop is None:
             batch = self._batch(done, per_epoch, forget, retain, preferred, method)
@@ -374,13 +374,7 @@ class _Run:
         place: dict[str, object],
     ) -> None:
         assert self.resume is not None
-        average, square = {}, {}
-        pairs = zip(self.weights.names, self.weights.parameters(), strict=True)
-        for name, parameter in pairs:
-            moments = optimizer.state.get(parameter)
-            if moments:  # a weight below which nothing is predicted has none
-                average[name] = moments["exp_avg"].cpu().clone()
-                square[name] = moments["exp_avg_sq"].cpu().clone()
+        average, square = states.moments(optimizer, self._named())
         plain = {
             **place,
             "tokens": self.tokens,
@@ -390,14 +384,8 @@ class _Run:
         unfinished = states.Unfinished(self.weights.state(), average, square, kept, plain)
         states.save(self.resume, key, unfinished)
 
-    def _restore(self, optimizer: torch.optim.AdamW, found: states.Unfinished, done: int) -> None:
-        for name, parameter in zip(self.weights.names, self.weights.parameters(), strict=True):
-            if name in found.average:
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(done)),
-                    "exp_avg": found.average[name].clone().to(parameter.device),
-                    "exp_avg_sq": found.square[name].clone().to(parameter.device),
-                }
+    def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(zip(self.weights.names, self.weights.parameters(), strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:

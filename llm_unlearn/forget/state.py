@@ -7,11 +7,12 @@ another run's is refused, a damaged one too. It holds weights in the clear, as t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llm_unlearn.errors import Damaged, InputError
@@ -80,3 +81,32 @@ def load(path: Path, run: str) -> Unfinished | None:
         return {n[2:]: t for n, t in tensors.items() if n.startswith(key + ".")}
 
     return Unfinished(group("n"), group("a"), group("s"), group("k"), plain)
+
+
+def moments(
+    optimizer: torch.optim.AdamW, named: Iterable[tuple[str, torch.nn.Parameter]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both moments of the parameters that have any, by name, on the processor."""
+    average, square = {}, {}
+    for name, parameter in named:
+        found = optimizer.state.get(parameter)
+        if found:  # a weight below which nothing is predicted has none
+            average[name] = found["exp_avg"].cpu().clone()
+            square[name] = found["exp_avg_sq"].cpu().clone()
+    return average, square
+
+
+def restore(
+    optimizer: torch.optim.AdamW,
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    found: Unfinished,
+    steps: int,
+) -> None:
+    """Put the moments back, as they were after so many steps."""
+    for name, parameter in named:
+        if name in found.average:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps)),
+                "exp_avg": found.average[name].clone().to(parameter.device),
+                "exp_avg_sq": found.square[name].clone().to(parameter.device),
+            }

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.opened import Opened
+from llm_unlearn.takedown import many
 from llm_unlearn.takedown.copies import DAYS, Copies, Entry, Kind
 from llm_unlearn.takedown.intake import ACCEPTED, Acknowledged, Decision, Intake, find
 from llm_unlearn.takedown.journal import After, Case, Filed
 from llm_unlearn.takedown.looking import look_apart, plans
 from llm_unlearn.takedown.machine import Outcome, Takedowns
-from llm_unlearn.takedown.plan import Plan, ShardWork, joint_work
-from llm_unlearn.takedown.request import Request
+from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.takedown.request import Request, once
 
 if TYPE_CHECKING:
     from llm_unlearn.sisa.build import Progress
@@ -44,22 +45,6 @@ class Listed:
     due: str | None = None
     documents: int | None = None
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Many:
-    """What became of a file of requests.
-
-    Attributes:
-        outcomes: of those that were carried out, or had been before.
-        nothing: id and reason of those under which nothing falls, or which name what is not here.
-        shards: what was retrained, each shard once.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    nothing: tuple[tuple[str, str], ...]
-    shards: tuple[ShardWork, ...]
-    seconds: float | None
 
 
 class Desk:
@@ -127,13 +112,16 @@ class Desk:
 
         Raises:
             NotFound: one names what no document has; nothing was filed.
+            InputError: one has the id of another that asks for something else; nothing was filed.
         """
         with self._writing(resuming=False, quick=True):
-            fresh = [
-                request
-                for request in requests
-                if self._intake.journal.find(request.id, request.claimant.contact) is None
-            ]
+            journal, fresh = self._intake.journal, []
+            for request in once(requests):
+                row = journal.find(request.id, request.claimant.contact)
+                if row is None:
+                    fresh.append(request)
+                else:
+                    journal.check_same(row, request)
             told = [each for _, each in self._intake.submit(fresh)]
         if on_acknowledged is not None:
             for each in told:
@@ -201,7 +189,8 @@ class Desk:
             takedowns = Takedowns(self._opened, progress=progress)
             takedowns.settle()
             journal = self._intake.journal
-            rows = [find(journal, name) for name in which] or [
+            named = {row.number: row for row in (find(journal, name) for name in which)}
+            rows = list(named.values()) or [
                 row for row in journal.filed() if row.state == "approved"
             ]
             outcomes = takedowns.run(rows, probe=probe)
@@ -283,82 +272,28 @@ class Desk:
         on_state: Callable[[str], None] | None = None,
         progress: Progress | None = None,
         confirm: Callable[[Sequence[Plan]], bool] | None = None,
-    ) -> Many | None:
+    ) -> many.Many | None:
         """Many requests at once: fenced together, compared in one pass, every shard retrained once.
 
         Args:
             confirm: shown all plans; if it says no, the fences are lifted and None is returned.
+
+        Raises:
+            InputError: one has the id of another that asks for something else.
         """
         with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
             takedowns.settle()
-            return self._many(takedowns, requests, include_flagged, probe, after, on_state, confirm)
-
-    def _many(
-        self,
-        takedowns: Takedowns,
-        requests: Sequence[Request],
-        include_flagged: bool,
-        probe: bool,
-        after: After,
-        on_state: Callable[[str], None] | None,
-        confirm: Callable[[Sequence[Plan]], bool] | None,
-    ) -> Many | None:
-        intake, done, rows = self._intake, [], []
-        nothing: list[tuple[str, str]] = []
-        ids: dict[int, str] = {}
-        with self._opened.database.transaction():
-            for request in requests:
-                known = intake.journal.find(request.id, request.claimant.contact)
-                if known is None or known.state == "received":
-                    try:
-                        row = (
-                            known
-                            or intake.submit(
-                                [request],
-                                ahead=confirm is None,
-                                include_flagged=include_flagged,
-                                after=after,
-                            )[0][0]
-                        )
-                    except NotFound as error:
-                        nothing.append((request.id, error.problem))
-                        continue
-                    rows.append(row)
-                    ids[row.number] = request.id
-        if on_state is not None and rows:
-            on_state("received")
-        for request in requests:
-            known = intake.journal.find(request.id, request.claimant.contact)
-            if known is not None and known.number not in ids:
-                outcome = takedowns.known(request)
-                if outcome is not None:
-                    done.append(outcome)
-        pairs: list[tuple[Filed, Plan]] = []
-        for row, plan in zip(
-            rows, plans(self._opened, rows, include_flagged=include_flagged), strict=True
-        ):
-            if isinstance(plan, NotFound):
-                intake.discard(row)
-                nothing.append((ids[row.number], plan.problem))
-            else:
-                pairs.append((row, plan))
-        drafts = [plan for _, plan in pairs]
-        if confirm is not None:
-            with self._opened.database.transaction():
-                for row, plan in pairs:
-                    intake.fence_copies(row, plan)
-        if confirm is not None and not confirm(drafts):
-            for row, _ in pairs:
-                intake.discard(row)
-            return None
-        shards, seconds = joint_work(self._opened, drafts)
-        if pairs:
-            decisions = [Decision(after=after)] * len(pairs)
-            done += takedowns.approve_and_run(pairs, decisions, probe=probe)
-        takedowns.resume()
-        done.sort(key=lambda outcome: outcome.number)
-        return Many(tuple(done), tuple(nothing), shards, seconds)
+            return many.take_down(
+                self._opened,
+                takedowns,
+                requests,
+                include_flagged=include_flagged,
+                probe=probe,
+                after=after,
+                on_state=on_state,
+                confirm=confirm,
+            )
 
     def resume(self, *, progress: Progress | None = None) -> list[Outcome]:
         """Finish what a crash or a foreign recipe left unfinished."""

@@ -230,6 +230,19 @@ class Journal:
             return None
         return Filed(number=row[0], state=row[1], receipt=row[2], mark=bytes(row[3]), slot=row[4])
 
+    def check_same(self, filed: Filed, request: Request) -> None:
+        """Check that a request asks for what the one that is filed under its id asked for.
+
+        Raises:
+            InputError: it asks for something else, as far as that is still known.
+        """
+        case = self.case_or_none(filed)
+        if case and case.request is not None and case.selectors != request.selectors():
+            raise InputError(
+                f"Another request with the id {request.id!r} is open (takedown {filed.number}).",
+                "Give this one an id of its own.",
+            )
+
     def pending(self) -> list[Filed]:
         """Takedowns that whoever writes next carries on, oldest first."""
         return [

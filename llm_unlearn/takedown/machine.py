@@ -243,13 +243,7 @@ class Takedowns:
                 f"The request {request.id!r} was {filed.state} (takedown {filed.number}).",
                 "Send it again under another id.",
             )
-        if filed.slot is not None:
-            case = self._journal.case(filed)
-            if case.request is not None and case.selectors != request.selectors():
-                raise InputError(
-                    f"Another request with the id {request.id!r} is open (takedown {filed.number}).",
-                    "Give this one an id of its own.",
-                )
+        self._journal.check_same(filed, request)
         if filed.state == "received":
             return None
         if filed.state == "approved":

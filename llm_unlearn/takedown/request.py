@@ -13,7 +13,7 @@ from __future__ import annotations
 import calendar
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -241,6 +241,23 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     if not found:
         raise InputError(f"{path} holds no request.", "See configs/requests/ for examples.")
     return tuple(found.values())
+
+
+def once(requests: Iterable[Request]) -> list[Request]:
+    """The requests without those that say an earlier one again, by id and sender.
+
+    Raises:
+        InputError: two of one id and sender ask for different things.
+    """
+    first: dict[tuple[str, str], Request] = {}
+    for request in requests:
+        known = first.setdefault((request.id, request.claimant.contact), request)
+        if known.selectors() != request.selectors():
+            raise InputError(
+                f"Two requests with the id {request.id!r} ask for different things.",
+                "Give each an id of its own.",
+            )
+    return list(first.values())
 
 
 def _said(error: ValidationError) -> str:

@@ -418,6 +418,42 @@ def test_many_at_once_are_one_pass_and_one_retraining(
     assert len(list((workspace.path / "receipts").iterdir())) == 5
 
 
+def test_a_request_that_comes_twice_at_once_is_one(make: Maker) -> None:
+    workspace = _ready(make)
+    twice = [_request("a", subject="author-0"), _request("b", subject="nobody")] * 2
+    for already in (False, True):
+        done = workspace.desk.takedown_many(twice)
+        assert done is not None
+        assert [(o.id, o.already) for o in done.outcomes] == [("a", already)]
+        assert [name for name, _ in done.nothing] == ["b"]
+    assert len(list((workspace.path / "receipts").iterdir())) == 1
+
+
+def test_a_request_that_is_submitted_and_run_twice_at_once_is_one(make: Maker) -> None:
+    workspace = _ready(make)
+    told, _ = workspace.desk.submit([_request("a", subject="author-0")] * 2)
+    assert [each.number for each in told] == [1]
+    workspace.desk.approve("1")
+    assert [o.number for o in workspace.desk.run(["1", "a"])] == [1]
+
+
+@pytest.mark.parametrize("way", ["submit", "takedown_many"])
+def test_another_demand_under_a_known_id_is_refused_and_nothing_filed(
+    make: Maker, way: str
+) -> None:
+    """It must not be taken for the one that is known, and so be lost."""
+    workspace = _ready(make)
+    one, other = _request("a", subject="author-0"), _request("a", subject="author-3")
+    new = _request("b", subject="work-0")
+    with pytest.raises(InputError, match="'a' ask for different things"):
+        getattr(workspace.desk, way)([new, one, other])
+    assert not workspace.desk.all()
+    workspace.desk.submit([one])
+    with pytest.raises(InputError, match="'a' is open"):
+        getattr(workspace.desk, way)([new, other])
+    assert [row.id for row in workspace.desk.all()] == ["a"]
+
+
 def test_what_a_request_says_is_sealed_and_goes_with_it(make: Maker) -> None:
     workspace = _ready(make)
     passage = "An unpublished letter about the ninth orchard, never to be quoted."
