@@ -35,6 +35,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,17 +113,24 @@ class Webhooks:
             )
         self._path = workspace / FILE
         self._name = hashlib.sha256(str(workspace).encode()).hexdigest()[:12]
-        self._urls = list(urls)
+        self._urls = list(dict.fromkeys(urls))
         self._states = states
         self._told: dict[str, object] = {}  # the event of the last state that each URL took
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """Look and tell, until cancelled."""
+        if not self._urls:
+            return
         self._told = await asyncio.get_running_loop().run_in_executor(None, self._read)
-        await asyncio.gather(*(self._serve(url) for url in self._urls))
+        # a thread a URL, none of those that everybody shares: one that never answers keeps its own
+        posting = ThreadPoolExecutor(len(self._urls), "webhook")
+        try:
+            await asyncio.gather(*(self._serve(url, posting) for url in self._urls))
+        finally:
+            posting.shutdown(wait=False, cancel_futures=True)
 
-    async def _serve(self, url: str) -> None:
+    async def _serve(self, url: str, posting: ThreadPoolExecutor) -> None:
         loop, wait = asyncio.get_running_loop(), _FIRST_WAIT
         while True:
             await asyncio.sleep(_LOOK)
@@ -131,7 +139,7 @@ class Webhooks:
             except UnlearnError:
                 continue
             for state in states:
-                while not await loop.run_in_executor(None, self._post, url, state):
+                while not await loop.run_in_executor(posting, self._post, url, state):
                     await asyncio.sleep(wait)
                     wait = min(60.0, wait * 2)
                 wait = _FIRST_WAIT

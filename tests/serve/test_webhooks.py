@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -132,6 +133,23 @@ def _serve(
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_many_urls_that_never_answer_hold_no_other_up(
+    journal: Journal,
+    receivers: tuple[_Receiver, _Receiver],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More of them than asyncio has threads for everybody (32 at most), each waited for all the time."""
+    monkeypatch.setattr("llm_unlearn.serve.webhooks._PATIENCE", 40.0)
+    _drive(journal, "one")
+    good = receivers[0]
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        urls = [f"http://127.0.0.1:{port}/{n}" for n in range(40)]
+        _serve(tmp_path, journal, [*urls, good.url], lambda: len(good.taken) == 1 + len(ALL))
+    assert good.of(1) == ["received", *ALL]
 
 
 def test_a_number_that_an_earlier_version_gave_is_not_given_again(journal: Journal) -> None:
