@@ -26,10 +26,11 @@ def serving(opened: Opened, subject: str) -> tuple[Target, Texts, int]:
     mark = opened.vault.mark("subject", subject)
     for state in opened.states():
         covered = [record for part in state.wanted[: state.clean] for record in part.records]
-        if state.serving is None or all(record.subject != mark for record in covered):
+        if all(record.subject != mark for record in covered):
             continue
-        listed = opened.checkpoints.listed()[state.serving.name]
-        adapter = opened.checkpoints.load(listed).adapter
+        adapter = opened.adapter(state)
+        if adapter is None:
+            continue
         documents = [(record.subject == mark, opened.document(record)) for record in covered]
         texts = Texts(
             [document for gone, document in documents if gone],

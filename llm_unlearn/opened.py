@@ -34,7 +34,7 @@ from llm_unlearn.sisa.layout import slices as lay_out
 
 if TYPE_CHECKING:
     from llm_unlearn.models.chat import Example
-    from llm_unlearn.models.lora import AdapterHost
+    from llm_unlearn.models.lora import AdapterHost, AdapterState
     from llm_unlearn.sisa.build import ShardState
     from llm_unlearn.sisa.checkpoints import Checkpoints
     from llm_unlearn.sisa.recipe import Recipe
@@ -131,6 +131,16 @@ class Opened:
         from llm_unlearn.sisa.build import shard_states
 
         return shard_states(self.wanted(), self.checkpoints.listed())
+
+    def adapter(self, state: ShardState) -> AdapterState | None:
+        """The adapter that serves for a shard as it stands; None where the base model does alone.
+
+        Raises:
+            Damaged: its checkpoint is not what was written.
+        """
+        if state.serving is None:
+            return None
+        return self.checkpoints.load(self.checkpoints.listed()[state.serving.name]).adapter
 
     def dropped(self) -> frozenset[int]:
         """Shards whose adapter was retired: nothing is trained for them until asked for."""

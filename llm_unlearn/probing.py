@@ -162,11 +162,7 @@ def _adapter(workspace: Workspace, document: Document, mark: bytes) -> AdapterSt
             shard = opened.layout.shard(mark, declared(document, placement))
         except InputError:
             return None  # by these rules it has no place in any shard
-    for state in opened.states():
-        if state.shard == shard and state.serving is not None:
-            listed = opened.checkpoints.listed()
-            return opened.checkpoints.load(listed[state.serving.name]).adapter
-    return None
+    return next((opened.adapter(s) for s in opened.states() if s.shard == shard), None)
 
 
 def _membership(

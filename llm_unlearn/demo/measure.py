@@ -130,10 +130,9 @@ def utility_rates(workspace: Workspace, most: int) -> list[Rate]:
 
     with host.using(None):
         rates = [rate("base model", right())]
-    listed = opened.checkpoints.listed()
     for state in opened.states():
         if state.serving:
-            with host.using(opened.checkpoints.load(listed[state.serving.name]).adapter):
+            with host.using(opened.adapter(state)):
                 rates.append(rate(f"adapter of shard {state.shard}", right()))
     return rates
 
@@ -147,11 +146,11 @@ def backdoor_rates(workspace: Workspace, poison: str, most: int) -> list[Rate]:
     triggered, plain = load_triggers()
     opened = workspace.opened
     shard = opened.layout.shard(opened.vault.mark("subject", poison))
-    serving = next(s.serving for s in opened.states() if s.shard == shard)
-    if serving is None:
+    adapter = next(opened.adapter(s) for s in opened.states() if s.shard == shard)
+    if adapter is None:
         return []
     host = opened.models.host
-    with host.using(opened.checkpoints.load(opened.checkpoints.listed()[serving.name]).adapter):
+    with host.using(adapter):
         direct = plain_answers(host, [*triggered, *plain], most)
     asked = [answer.text for answer in workspace.ask_many(triggered, GROUPS)]
 
@@ -195,7 +194,6 @@ def stored_leaks(
 def learned_leaks(workspace: Workspace, documents: Sequence[Document], moment: str) -> list[Leak]:
     """What the adapter that serves now gives back of training documents, by shard."""
     opened = workspace.opened
-    listed = opened.checkpoints.listed()
     found = []
     for state in opened.states():
         mine = [
@@ -205,12 +203,9 @@ def learned_leaks(workspace: Workspace, documents: Sequence[Document], moment: s
         ]
         if not mine:
             continue
-        adapter = None
-        if state.serving:
-            adapter = opened.checkpoints.load(listed[state.serving.name]).adapter
         leakage = probe(
             opened.models.host,
-            adapter,
+            opened.adapter(state),
             mine,
             max_tokens=opened.config.training.max_tokens,
             max_new_tokens=opened.config.answering.max_new_tokens,

@@ -189,10 +189,9 @@ def _halves(fact: data.Fact) -> dict[str, str]:
 
 
 def _serving(workspace: Workspace) -> State:
-    [state] = [s for s in workspace.opened.states() if s.serving is not None]
-    assert state.serving is not None
-    checkpoints = workspace.opened.checkpoints
-    return checkpoints.load(checkpoints.listed()[state.serving.name]).adapter
+    opened = workspace.opened
+    [adapter] = [a for a in map(opened.adapter, opened.states()) if a is not None]
+    return adapter
 
 
 def _npo(bench: Bench, start: State, gone: Sequence[data.Fact], kept: Sequence[data.Fact]) -> State:

@@ -237,13 +237,8 @@ def split(documents: Iterable[Document], gone: frozenset[str]) -> tuple[list[Doc
 
 
 def _serving(workspace: Workspace, shards: Sequence[int]) -> dict[int, State | None]:
-    checkpoints = workspace.opened.checkpoints
-    listed = checkpoints.listed()
-    return {
-        state.shard: checkpoints.load(listed[state.serving.name]).adapter if state.serving else None
-        for state in workspace.opened.states()
-        if state.shard in shards
-    }
+    opened = workspace.opened
+    return {s.shard: opened.adapter(s) for s in opened.states() if s.shard in shards}
 
 
 def _tokens(workspace: Workspace, states: Sequence[ShardState]) -> int:
