@@ -140,7 +140,7 @@ def swapped_neighbours(text: str, count: int, seed: int = 0, share: float = 0.1)
         copy = list(words)
         for i in random.choice(len(words) - 1, swaps, False):
             copy[i], copy[i + 1] = copy[i + 1], copy[i]
-        if copy == words:  # equal words changed places, or the same two places did so again
+        if copy == words:  # only equal words changed places
             i = unlike[random.integers(len(unlike))]
             copy[i], copy[i + 1] = copy[i + 1], copy[i]
         made.append(" ".join(copy))

@@ -1,7 +1,8 @@
 """A workspace's files, made and opened.
 
 Guarantees: the database comes last and in one transaction, so that a killed `make` leaves no workspace;
-keys never lie inside it; opening loads no model and changes nothing.
+it refuses keys inside the workspace. Opening loads no model and changes nothing but an older
+format, which a writer brings up to date.
 """
 
 from __future__ import annotations

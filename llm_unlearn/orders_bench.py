@@ -144,11 +144,7 @@ class _Probabilities:
             (state,) = without(opened, gone)
         key = state.serving.inputs if state.serving else b""
         if key not in self._known:
-            adapter = None
-            if state.serving:
-                listed = opened.checkpoints.listed()[state.serving.name]
-                adapter = opened.checkpoints.load(listed).adapter
-            with self._host.using(adapter):
+            with self._host.using(opened.adapter(state)):
                 scores = score_encoded(self._host.base.model, self._encoded, _ROWS)
             self._known[key] = [verbatim_probability(each) for each in scores]
         values = zip(self._documents, self._known[key], strict=True)

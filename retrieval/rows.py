@@ -18,6 +18,7 @@ FATES = ("store", "corpus", "refused")
 STATES = ("staged", "live", "fenced", "held")
 COLUMNS = "handle, subject, source, content, fate, state, generation, slot, changed, mac"
 Row = tuple[bytes, bytes, bytes, bytes, str, str, int, int, int, bytes]
+# a row per record; its sealed parts. `meta['vault']` holds the `Summary` of all rows
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
   handle BLOB PRIMARY KEY, subject BLOB NOT NULL, source BLOB NOT NULL, content BLOB NOT NULL,

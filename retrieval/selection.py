@@ -27,6 +27,7 @@ def matching(
     vault: Vault,
     fate: str,
     states: Collection[str],
+    /,
     *,
     id: str | None = None,
     subject: str | None = None,

@@ -1,8 +1,8 @@
 """The store: a vault and an index over it; what retrieval searches. Knows no language model.
 
-Guarantees: searches are what `store_reader` says; a write is whole or not at all (`extend`: each piece of
-it); what `delete` deleted can be had from no answer, file or copy of the workspace; everything on
-disk is ciphertext.
+Guarantees: searches are what `store_reader` says; what adds or replaces documents is whole or not
+at all (`extend`: each piece of it); what `delete` deleted can be had from no answer, file or copy of
+the workspace; everything on disk is ciphertext.
 """
 
 from __future__ import annotations

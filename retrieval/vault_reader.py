@@ -1,10 +1,8 @@
 """The reading half of the vault: records and their parts in the clear.
 
-Guarantees: every row and part that is given was authenticated; what a destroyed key sealed is not
-given; nothing is written, so that any number of processes may read at once.
-
-Tables: `documents` (a row per record), `parts` (its sealed parts), `meta['vault']` (version, count
-and combined authentication code of the rows).
+Guarantees: every record and part that is given was authenticated; what a destroyed key sealed is not
+given; nothing is written, so that any number of processes may read at once. `versions` and `changes`
+tell handles by the version of their row, and authenticate none.
 """
 
 from __future__ import annotations

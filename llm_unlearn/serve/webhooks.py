@@ -28,10 +28,10 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ class Webhooks:
         states: Callable[[str | None], list[State]],
     ) -> None:
         for url in urls:
-            if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            if not _askable(url):
                 raise InputError(f"{url!r} is no http or https address.")
         self._secret = secret.removeprefix("whsec_").encode()
         if urls and len(self._secret) < 24:
@@ -123,14 +123,17 @@ class Webhooks:
         if not self._urls:
             return
         self._told = await asyncio.get_running_loop().run_in_executor(None, self._read)
-        # a thread a URL, none of those that everybody shares: one that never answers keeps its own
-        posting = ThreadPoolExecutor(len(self._urls), "webhook")
+        await asyncio.gather(*(self._serve(url) for url in self._urls))
+
+    async def _serve(self, url: str) -> None:
+        # a thread of its own, none of those that everybody shares: a URL that never answers keeps it
+        posting = ThreadPoolExecutor(1, "webhook")
         try:
-            await asyncio.gather(*(self._serve(url, posting) for url in self._urls))
+            await self._tell(url, posting)
         finally:
             posting.shutdown(wait=False, cancel_futures=True)
 
-    async def _serve(self, url: str, posting: ThreadPoolExecutor) -> None:
+    async def _tell(self, url: str, posting: ThreadPoolExecutor) -> None:
         loop, wait = asyncio.get_running_loop(), _FIRST_WAIT
         while True:
             await asyncio.sleep(_LOOK)
@@ -182,7 +185,7 @@ class Webhooks:
         try:
             with _OPENER.open(request, timeout=_PATIENCE) as answer:
                 return 200 <= int(answer.status) < 300
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (http.client.HTTPException, OSError, ValueError) as error:
             _log.warning("a webhook was not taken: %s", type(error).__name__)
             return False
 
@@ -192,6 +195,15 @@ class Webhooks:
         except (FileNotFoundError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _askable(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
+    return bool(named) and url.isascii() and url.isprintable() and " " not in url
 
 
 def _after(told: dict[str, object], states: list[State]) -> list[State]:

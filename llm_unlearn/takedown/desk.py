@@ -112,7 +112,8 @@ class Desk:
 
         Raises:
             NotFound: one names what no document has; nothing was filed.
-            InputError: one has the id of another that asks for something else; nothing was filed.
+            InputError: one has the id of another whose case is there and asks for something else;
+                nothing was filed.
         """
         with self._writing(resuming=False, quick=True):
             journal, fresh = self._intake.journal, []
@@ -279,7 +280,8 @@ class Desk:
             confirm: shown all plans; if it says no, the fences are lifted and None is returned.
 
         Raises:
-            InputError: one has the id of another that asks for something else.
+            InputError: one was refused or withdrawn before, or has the id of another whose case is
+                there and asks for something else; nothing was filed.
         """
         with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)

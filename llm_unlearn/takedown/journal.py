@@ -234,12 +234,14 @@ class Journal:
         """Check that a request asks for what the one that is filed under its id asked for.
 
         Raises:
-            InputError: it asks for something else, as far as that is still known.
+            InputError: it asks for something else, as far as that is still known: what was asked is
+                destroyed with its case.
         """
         case = self.case_or_none(filed)
-        if case and case.request is not None and case.selectors != request.selectors():
+        if case and case.request is not None and case.request.asks() != request.asks():
             raise InputError(
-                f"Another request with the id {request.id!r} is open (takedown {filed.number}).",
+                f"Another request with the id {request.id!r} is filed (takedown {filed.number}, "
+                f"{filed.state}).",
                 "Give this one an id of its own.",
             )
 

@@ -39,6 +39,19 @@ if TYPE_CHECKING:
     from llm_unlearn.takedown.evidence import Evidence, Moments
 
 
+def check_open(filed: Filed, request: Request) -> None:
+    """Check that a request may go on.
+
+    Raises:
+        InputError: it was refused or withdrawn.
+    """
+    if filed.state in ("refused", "withdrawn"):
+        raise InputError(
+            f"The request {request.id!r} was {filed.state} (takedown {filed.number}).",
+            "Send it again under another id.",
+        )
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a takedown.
@@ -238,11 +251,7 @@ class Takedowns:
         filed = self._journal.find(request.id, request.claimant.contact)
         if filed is None:
             return None
-        if filed.state in ("refused", "withdrawn"):
-            raise InputError(
-                f"The request {request.id!r} was {filed.state} (takedown {filed.number}).",
-                "Send it again under another id.",
-            )
+        check_open(filed, request)
         self._journal.check_same(filed, request)
         if filed.state == "received":
             return None

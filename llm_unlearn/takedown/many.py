@@ -14,7 +14,7 @@ from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.intake import Decision, Intake
 from llm_unlearn.takedown.journal import After, Filed, Journal
 from llm_unlearn.takedown.looking import plans
-from llm_unlearn.takedown.machine import Outcome, Takedowns
+from llm_unlearn.takedown.machine import Outcome, Takedowns, check_open
 from llm_unlearn.takedown.plan import Plan, ShardWork, joint_work
 from llm_unlearn.takedown.request import Request, once
 
@@ -57,6 +57,7 @@ def take_down(
         for request in requests:
             row = journal.find(request.id, request.claimant.contact)
             if row is not None:
+                check_open(row, request)
                 journal.check_same(row, request)
                 if row.state != "received":
                     continue

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Self
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llm_unlearn.documents import Name
+from llm_unlearn.documents import Name, normalise
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.takedown.receipt import timestamp
 
@@ -168,6 +168,10 @@ class Request(BaseModel):
             "text": self.text,
         }
 
+    def asks(self) -> tuple[object, ...]:
+        """All that decides what is done; two requests that ask for the same are one said twice."""
+        return (self.selectors(), sorted(self.names))
+
     def received_text(self) -> str:
         """When it arrived: RFC 3339, UTC."""
         return timestamp(self.received)
@@ -251,8 +255,9 @@ def once(requests: Iterable[Request]) -> list[Request]:
     """
     first: dict[tuple[str, str], Request] = {}
     for request in requests:
-        known = first.setdefault((request.id, request.claimant.contact), request)
-        if known.selectors() != request.selectors():
+        key = (request.id, normalise(request.claimant.contact))
+        known = first.setdefault(key, request)
+        if known.asks() != request.asks():
             raise InputError(
                 f"Two requests with the id {request.id!r} ask for different things.",
                 "Give each an id of its own.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.serve.webhooks import FILE, State, Webhooks
@@ -152,6 +153,39 @@ def test_many_urls_that_never_answer_hold_no_other_up(
     assert good.of(1) == ["received", *ALL]
 
 
+def test_a_url_that_answers_nonsense_holds_no_other_up(
+    journal: Journal, receivers: tuple[_Receiver, _Receiver], tmp_path: Path
+) -> None:
+    """What is no HTTP is told by an exception that is neither OSError nor ValueError."""
+    good = receivers[0]
+    _drive(journal, "one")
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as rude:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = rude.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"what do you want?\r\n\r\n")
+                    told.append(1)
+
+        told: list[int] = []
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{rude.getsockname()[1]}/"
+
+        def settled() -> bool:
+            return len(told) > 2 and len(good.taken) == 1 + len(ALL)
+
+        _serve(tmp_path, journal, [url, good.url], settled)
+        rude.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    assert good.of(1) == ["received", *ALL]
+
+
 def test_a_number_that_an_earlier_version_gave_is_not_given_again(journal: Journal) -> None:
     first = _drive(journal, "one")
     with journal._database.transaction() as connection:  # as a version does that keeps no record
@@ -245,3 +279,20 @@ def test_where_it_cannot_be_known_what_was_told_all_is_told(
     _drive(journal, "a", ["approved"])
     _serve(tmp_path, journal, [one.url])
     assert one.of(1) == ["received", "approved"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "a.example/hook",
+        "https:///hook",
+        "http://a.example/no such path",
+        "http://a.example/hook\n",
+        "http://a.example:port/",
+        "http://a.example:0/",
+    ],
+)
+def test_what_cannot_be_asked_is_refused_at_once(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no http"):
+        Webhooks(tmp_path, ["https://a.example/hook", url], SECRET, lambda _: [])

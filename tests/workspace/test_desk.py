@@ -233,7 +233,7 @@ def test_one_id_of_two_senders_is_two_requests(make: Maker) -> None:
     assert (second.already, again.already, again.receipt) == (False, True, first.receipt)
     assert workspace.desk.show("R-1", "someone@else.example")[0].number == 2
     workspace.desk.submit([_request("open", subject="work-2")])
-    with pytest.raises(InputError, match="Another request with the id 'open' is open"):
+    with pytest.raises(InputError, match="Another request with the id 'open' is filed"):
         workspace.takedown(_request("open", subject="author-0"))
     done = workspace.takedown(_request("open", subject="work-2"), probe=False)
     assert done is not None
@@ -431,7 +431,10 @@ def test_a_request_that_comes_twice_at_once_is_one(make: Maker) -> None:
 
 def test_a_request_that_is_submitted_and_run_twice_at_once_is_one(make: Maker) -> None:
     workspace = _ready(make)
-    told, _ = workspace.desk.submit([_request("a", subject="author-0")] * 2)
+    one = _request("a", subject="author-0")
+    shout = one.claimant.model_copy(update={"contact": one.claimant.contact.upper()})
+    assert shout != one.claimant
+    told, _ = workspace.desk.submit([one, one.model_copy(update={"claimant": shout})])
     assert [each.number for each in told] == [1]
     workspace.desk.approve("1")
     assert [o.number for o in workspace.desk.run(["1", "a"])] == [1]
@@ -449,9 +452,22 @@ def test_another_demand_under_a_known_id_is_refused_and_nothing_filed(
         getattr(workspace.desk, way)([new, one, other])
     assert not workspace.desk.all()
     workspace.desk.submit([one])
-    with pytest.raises(InputError, match="'a' is open"):
+    with pytest.raises(InputError, match=r"'a' is filed \(takedown 1, received\)"):
         getattr(workspace.desk, way)([new, other])
     assert [row.id for row in workspace.desk.all()] == ["a"]
+    assert workspace.where(stored(0, "work-0").id).state == "live"
+
+
+def test_a_refused_demand_among_many_stops_all_before_anything_is_filed(make: Maker) -> None:
+    workspace = _ready(make)
+    workspace.desk.submit([_request("a", subject="author-0")])
+    workspace.desk.refuse("a", "not theirs")
+    with pytest.raises(InputError, match="'a' was refused"):
+        workspace.desk.takedown_many(
+            [_request("b", subject="work-0"), _request("a", subject="author-3")]
+        )
+    assert [row.id for row in workspace.desk.all()] == ["a"]
+    assert workspace.where(stored(0, "work-0").id).state == "live"
 
 
 def test_what_a_request_says_is_sealed_and_goes_with_it(make: Maker) -> None:

@@ -66,7 +66,7 @@ def test_a_harness_scores_an_exported_adapter_as_we_do(make: Maker, tmp_path: Pa
         )
     host = opened.models.host
     [state] = [s for s in opened.states() if s.serving]
-    adapter = opened.checkpoints.load(opened.checkpoints.listed()[state.serving.name]).adapter
+    adapter = opened.adapter(state)
     right = 0
     with host.using(adapter), torch.inference_mode():
         for sample in found["samples"]["own_choice"]:

@@ -42,9 +42,7 @@ def _asked(never: Workspace) -> dict[str, str]:
     """What a workspace that never had the text gives back of it, in a receipt's figures."""
     opened = never.opened
     shard = opened.layout.shard(opened.vault.mark("subject", GONE))
-    serving = next(s.serving for s in opened.states() if s.shard == shard)
-    listed = opened.checkpoints.listed()
-    adapter = opened.checkpoints.load(listed[serving.name]).adapter if serving else None
+    adapter = next(opened.adapter(s) for s in opened.states() if s.shard == shard)
     answers = opened.config.answering.max_new_tokens
     host, longest = opened.models.host, opened.training.max_tokens
     found = probe(host, adapter, MINE, max_tokens=longest, max_new_tokens=answers)
