@@ -117,7 +117,7 @@ class Backend:
             try:
                 return await self.apart(work, *given, **more)
             except WorkspaceLocked:
-                if self.runs.running or time.monotonic() > end:
+                if time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.02)
 

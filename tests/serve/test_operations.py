@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,8 +18,10 @@ from served import Served
 from small import stored
 
 from llm_unlearn import Document, Workspace
+from llm_unlearn.errors import WorkspaceLocked
 from llm_unlearn.probing import probe_subject
 from llm_unlearn.serve.access import Role
+from llm_unlearn.serve.backend import Backend
 
 
 def _until(client: httpx.Client, number: int, state: str, seconds: float = 120) -> list[str]:
@@ -32,6 +36,23 @@ def _until(client: httpx.Client, number: int, state: str, seconds: float = 120) 
             return seen
         assert time.monotonic() < end, seen
         time.sleep(0.02)
+
+
+def test_a_write_waits_for_a_run_that_is_just_ending() -> None:
+    """Its receipt stands already, and the process that wrote it has not ended yet."""
+    tries: list[int] = []
+
+    def write() -> str:
+        tries.append(1)
+        if len(tries) < 4:
+            raise WorkspaceLocked("Takedowns are being carried out.")
+        return "written"
+
+    async def apart(work: Callable[[], str]) -> str:
+        return work()
+
+    server = SimpleNamespace(apart=apart, runs=SimpleNamespace(running=True))
+    assert asyncio.run(Backend.write(server, write)) == "written"  # type: ignore[arg-type]
 
 
 def test_documents_come_are_found_and_go(fresh: Callable[..., Served]) -> None:
