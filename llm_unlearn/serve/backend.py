@@ -2,7 +2,7 @@
 
 Two connections to one workspace: answers read through one while documents and takedowns are written
 through the other, so that a long write makes no answer wait. One thing is written at a time
-(`WorkspaceLocked`, 409, for a second that has waited three seconds).
+(`WorkspaceLocked`, 409, for a second that has waited three seconds, also when takedowns are carried out).
 """
 
 from __future__ import annotations

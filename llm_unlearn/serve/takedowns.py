@@ -12,7 +12,8 @@ looked at since; copies are looked for right after it, and fenced. Retraining ha
 (`llm-unlearn takedown run`), so that answers go on and a kill of either leaves the other; the journal is
 what tells how far it is. An auditor sees states and receipts, never a request.
 
-While a run trains, it holds the writer's lock: other requests are answered 409 until it is done.
+While a run trains, it holds the writer's lock: other requests are answered 409 until
+it is done, once they have waited three seconds.
 """
 
 from __future__ import annotations
