@@ -1,7 +1,8 @@
 """What every writer of a workspace does before it writes.
 
 Guarantees: there is one writer at a time; what a killed one left is cleared away, and the takedowns that
-it had accepted are finished, before anything else is written.
+it had accepted are finished, before anything else is written. A caller may take over the second
+(`resuming`), and leave the rest of the first to the next writer (`quick`).
 """
 
 from __future__ import annotations

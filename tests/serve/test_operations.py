@@ -51,7 +51,9 @@ def test_a_write_waits_for_a_run_that_is_just_ending() -> None:
     async def apart(work: Callable[[], str]) -> str:
         return work()
 
-    server = SimpleNamespace(apart=apart, runs=SimpleNamespace(running=True))
+    server = SimpleNamespace(
+        apart=apart, runs=SimpleNamespace(running=True)
+    )  # its process still runs
     assert asyncio.run(Backend.write(server, write)) == "written"  # type: ignore[arg-type]
 
 
