@@ -72,7 +72,9 @@ def forget(
         int | None,
         typer.Option("--top-layers", min=1, metavar="N", help="Only so many of the last layers."),
     ] = None,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Of a fresh adapter.")] = 16,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Of a fresh adapter (16).")
+    ] = None,
     chosen: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method. Repeatable."),
@@ -125,11 +127,18 @@ def forget(
     if (workspace is None) == (model is None):
         raise UsageError("Give a workspace with --subject, or --model with --forget.")
     files = (adapter, gone, retain)
-    if workspace is not None and (subject is None or any(files) or full or top_layers):
+    shape = full or top_layers or rank
+    if workspace is not None and (subject is None or any(files) or shape):
         raise UsageError(
-            "With a workspace give --subject, and not --adapter, --forget, --retain, --full or "
-            "--top-layers: its adapters and documents are taken."
+            "With a workspace give --subject, and not --adapter, --forget, --retain, --full, "
+            "--top-layers or --rank: its adapters and documents are taken."
         )
+    if adapter is not None and (top_layers or rank):
+        raise UsageError(
+            "An --adapter has its own layers and rank: leave --top-layers and --rank out."
+        )
+    if full and rank:
+        raise UsageError("--rank is of a fresh adapter, and --full has none: leave one out.")
     if model is not None and (gone is None or subject is not None):
         raise UsageError("With --model give --forget (and --retain), and not --subject.")
     strengths = None if sweep is None else _numbers(sweep)
@@ -168,7 +177,7 @@ def forget(
         adapter=adapter,
         full=full,
         top_layers=top_layers,
-        rank=rank,
+        rank=rank or 16,
         dtype=run.dtype,
         seed=seed,
     )

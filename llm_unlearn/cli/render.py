@@ -180,6 +180,7 @@ def forgotten(record: Record, folder: Path) -> list[RenderableType]:
     said = {
         "forgotten": "forgotten, utility kept",
         "partly": "utility kept, the target was not reached",
+        "unmeasured": "utility was not measured (give --utility or --retain), so it may be lost",
         "failed": "failed: utility lost",
     }[record.verdict]
     rows = [words(f"{record.method}: {said} ({record.stop}, {duration(record.seconds)}).")]
@@ -203,10 +204,11 @@ def frontier(records: Sequence[Record], folder: Path) -> list[RenderableType]:
                 "-" if value is None else round(value, 3)
                 for value in (r.after.forget, r.after.retain, r.after.utility)
             ),
+            r.stop,
             duration(r.seconds),
         )
         for r in records
     ]
-    columns = ("strength", "verdict", "forget", "retain", "utility", "time")
+    columns = ("strength", "verdict", "forget", "retain", "utility", "ended by", "time")
     made = table("Forgetting against utility (mean probability of the answers)", columns, shown)
     return [made, words(f"Records, frontier.json and frontier.svg are in {folder}.")]

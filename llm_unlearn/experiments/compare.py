@@ -1,6 +1,7 @@
 """Chosen methods, exact deletion, naive retraining and never-had: same documents, probes and prices.
 
-Guarantees: every row of a side is measured by one function on the same texts; exact rows must equal
+Guarantees: every row of a side is measured by one function on the same texts, which are part of a
+cell's name, so that no table mixes rows that were asked otherwise; exact rows must equal
 never-had, which was built by itself, in every value to the last bit, and the result says whether they do;
 a run that was interrupted goes on with the first piece that is missing. Rows of words and guards carry
 what their unchanged weights still give back.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,6 +124,7 @@ class _Bench:
         self.out, self.told = out, told
         self.gone, self.kept = split(problem.learned, own.gone())
         self.places = own.shards(side)
+        self.asked = self._asked()
         self._prober: Prober | None = None
         bare = set(self.places.values()) - {self.places.get(d.id) for d in self.kept}
         if bare and config.methods:
@@ -154,26 +157,31 @@ class _Bench:
             self.told(f"seed {seed}, {self.side}: {name}")
             return Cell(side=self.side, name=name, kind=kind, seed=seed, **make())
 
-        return kept(self.out, seed, self.side, name, decides, made)
+        of = (self.asked.forget, self.asked.retain, *self.asked.general.values())
+        texts = [[d.id for d in group] for group in (*of, self.asked.strangers)]
+        return kept(self.out, seed, self.side, name, [decides, texts], made)
+
+    def _asked(self) -> Asked:
+        sample, problem = self.config.probes.sample, self.problem
+        # what both sides have learned, where there are two
+        side: Side = "shard" if "shard" in self.config.sides else self.side
+        learned_there = self.lab.shards(side)
+        return Asked(
+            forget=spread(self.gone, sample),
+            retain=spread([d for d in self.kept if d.id in learned_there], sample),
+            general={name: spread(g, sample) for name, g in problem.general.items()},
+            strangers=spread(problem.strangers, sample),
+            choices=problem.choices,
+            attacks=problem.attacks,
+            places=self.places,
+        )
 
     @property
     def prober(self) -> Prober:
         if self._prober is None:
-            sample, problem = self.config.probes.sample, self.problem
-            # what both sides have learned, where there are two
-            side: Side = "shard" if "shard" in self.config.sides else self.side
-            learned_there = self.lab.shards(side)
-            asked = Asked(
-                forget=spread(self.gone, sample),
-                retain=spread([d for d in self.kept if d.id in learned_there], sample),
-                general={name: spread(g, sample) for name, g in problem.general.items()},
-                strangers=spread(problem.strangers, sample),
-                choices=problem.choices,
-                attacks=problem.attacks,
-                places=self.places,
-            )
+            config = self.config
             self._prober = Prober(
-                self.lab.models.host, asked, self.config.probes, self.config.training.max_tokens
+                self.lab.models.host, self.asked, config.probes, config.training.max_tokens
             )
         return self._prober
 
@@ -202,15 +210,18 @@ class _Bench:
         )
         how = method_named(chosen.name, chosen.settings)
         host = self.lab.models.host
-        adapters, runs = {}, []
+        adapters, runs, places = {}, [], []
         seconds, tokens = 0.0, 0
         for shard, start in sorted(self.lab.taught(self.side).adapters.items()):
             if start is None:
                 raise AssertionError("a shard that loses something has learned something")
             texts = job.Texts(self._in(shard, self.gone), self._in(shard, self.kept))
             aim = job.Target(host, dict(start))
-            material = job.material(aim, how, texts, settings)
+            began = time.monotonic()
+            material = job.material(aim, how, texts, settings)  # altpo makes its answers up here
+            seconds += time.monotonic() - began
             place = self.lab.folder / f"{self.side}-{chosen.label.replace(' ', '-')}-{shard}.part"
+            places.append(place)
             try:
                 done = forget(host, start, how, material, settings, resume=place)
             except NoEffect as error:  # a row like another: it forgot nothing
@@ -237,8 +248,11 @@ class _Bench:
                     "tokens": record.tokens,
                 }
             )
+        values = self.prober.measure(adapters)
+        for place in places:
+            place.unlink(missing_ok=True)
         return {
-            "values": self.prober.measure(adapters),
+            "values": values,
             "weights": _digests(adapters),
             "seconds": round(seconds, 2),
             "tokens": tokens,

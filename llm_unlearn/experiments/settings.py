@@ -173,6 +173,7 @@ class CompareConfig(Settings):
             unknown = set(each.run) - {*_STEPS, *_RULES}
             if unknown:
                 raise ValueError(f"{each.name}: no such run setting: {', '.join(sorted(unknown))}")
+            _run_settings(each.run)
         labels = [each.label for each in value]
         if len(set(labels)) != len(labels):
             raise ValueError("a method stands twice with the same strength")
@@ -187,10 +188,18 @@ class CompareConfig(Settings):
                 f"no such run setting: {', '.join(sorted(unknown))}; there are "
                 f"{', '.join((*_STEPS, *_RULES))}"
             )
-        from llm_unlearn.forget.settings import RunSettings
-
-        RunSettings.model_validate(value)
+        _run_settings(value)
         return value
+
+
+def _run_settings(values: Mapping[str, Any]) -> None:
+    """See that a run could have these, now and not when the first adapters are taught."""
+    from llm_unlearn.forget.job import settings
+
+    try:
+        settings(values)
+    except InputError as error:
+        raise ValueError(str(error)) from error
 
 
 class HardnessConfig(Settings):
@@ -227,6 +236,30 @@ class HardnessConfig(Settings):
     @classmethod
     def _name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _stepwise(cls, value: MethodConfig) -> MethodConfig:
+        from llm_unlearn.forget.method import Stepwise
+        from llm_unlearn.forget.methods import method
+
+        try:
+            stepwise = isinstance(method(value.name, value.settings), Stepwise)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        if not stepwise:
+            raise ValueError(f"{value.name} makes one move, and steps are counted here")
+        given = sorted(set(value.run) & {"epochs", "batch_size", "target", "utility_floor"})
+        if given or value.strength != 1:
+            raise ValueError(
+                f"{given[0] if given else 'strength'} is not the method's here: see most_steps, steps, "
+                "strengths, target and training.batch_size"
+            )
+        unknown = sorted(set(value.run) - {*_STEPS, *_RULES})
+        if unknown:
+            raise ValueError(f"{value.name}: no such run setting: {', '.join(unknown)}")
+        _run_settings(value.run)
+        return value
 
 
 class SeparationConfig(Settings):

@@ -163,12 +163,18 @@ def rows(found: Comparison) -> list[Row]:
                 own,
                 forgotten,
                 kept,
-                judge(cells[0].kind, forgotten, kept, floor, runs, differs),
+                judge(cells[0].kind, forgotten, kept, _floor(runs, floor), runs, differs),
                 returns if cells[0].kind == "approximate" else (),
                 tuple(sorted({str(run["stop"]) for run in runs})),
             )
         )
     return made
+
+
+def _floor(runs: Sequence[dict[str, Any]], common: float) -> float:
+    """The floor that this row's own runs kept to, where the method set one."""
+    own = [run["settings"]["utility_floor"] for run in runs if "settings" in run]
+    return min(own, default=common)
 
 
 def judge(

@@ -93,10 +93,9 @@ def with_answers(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Examples to forget and to prefer, paired: each document's last answer, and another one.
 
-    Both are cut to their first piece, so that a pair is about one prompt.
-
     Raises:
-        InputError: a document that is no conversation has no question to answer otherwise.
+        InputError: a document that is no conversation has no question to answer otherwise; one is longer
+            than `max_tokens`, so that its pieces have no counterparts; or the other answer is its own.
     """
     gone, preferred = [], []
     for document, answer in zip(forget, answers, strict=True):
@@ -105,7 +104,18 @@ def with_answers(
                 "messages": (*document.messages[:-1], Message(role="assistant", content=answer))
             }
         )
+        if answer.split() == document.messages[-1].content.split():
+            raise InputError(
+                f"The other answer to {document.id!r} is the one to forget.",
+                "Give a different one.",
+            )
         pair = [encode(tokenizer, d, max_tokens) for d in (document, other)]
+        if max(map(len, pair)) > 1:
+            raise InputError(
+                f"Document {document.id!r} is longer than {max_tokens} tokens, and this method compares "
+                "whole answers.",
+                "Split it into shorter conversations, or choose npo or graddiff.",
+            )
         if pair[0] and pair[1]:
             gone.append(pair[0][0])
             preferred.append(pair[1][0])

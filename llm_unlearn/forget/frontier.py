@@ -26,7 +26,8 @@ _LEFT, _RIGHT, _TOP, _BASE = 60.0, 500.0, 60.0, 290.0
 def frontier_svg(title: str, records: Sequence[Record]) -> str:
     """Forget probability to the right (0 to 1), utility as a share of the start upwards (0 to 1).
 
-    The hollow dot is the start, the vertical line the target; orange dots lost utility.
+    The hollow dot is the start, the vertical line the target; orange dots lost utility, or stand where
+    a run that diverged was last looked at. What had no utility measured is left out, which is said.
     """
     parts = [_text("h", _LEFT, 34, f"{title}: forgetting against utility")]
     for share in (0.0, 0.5, 1.0):
@@ -47,13 +48,18 @@ def frontier_svg(title: str, records: Sequence[Record]) -> str:
         x, y = _x(records[0].before.forget), _y(1.0)
         parts.append(f'<circle class="p" cx="{_n(x)}" cy="{_n(y)}" r="5"/>')
     for record in records:
-        x, y = _x(record.after.forget), _y(kept(record))
-        parts.append(f'<circle class="{record.verdict}" cx="{_n(x)}" cy="{_n(y)}" r="5"/>')
-        parts.append(_text("", x + 8, y - 6, f"{record.settings.strength:g}"))
-    told = "; ".join(
-        f"strength {r.settings.strength:g}: {r.after.forget:.3g} known, {kept(r):.2f} kept"
-        for r in records
-    )
+        share = kept(record)
+        if share is None:
+            continue
+        x, y = _x(record.after.forget), _y(share)
+        diverged = record.stop == "diverged"
+        kind = "failed" if diverged else record.verdict
+        parts.append(f'<circle class="{kind}" cx="{_n(x)}" cy="{_n(y)}" r="5"/>')
+        label = f"{record.settings.strength:g}" + (" (diverged)" if diverged else "")
+        parts.append(_text("", x + 8, y - 6, label))
+    if any(kept(record) is None for record in records):
+        parts.append(_text("t", _LEFT + 8, _TOP + 16, "utility was not measured"))
+    told = "; ".join(_told(record) for record in records)
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 345" width="540" height="345" '
         f'role="img" aria-label="{escape(told)}"><style>{_STYLE}</style>'
@@ -62,11 +68,18 @@ def frontier_svg(title: str, records: Sequence[Record]) -> str:
     )
 
 
-def kept(record: Record) -> float:
-    """Utility after as a share of utility before; 1 when none was measured."""
+def kept(record: Record) -> float | None:
+    """Utility after as a share of utility before; None when none was measured."""
     if record.after.utility is None or not record.before.utility:
-        return 1.0
+        return None
     return record.after.utility / record.before.utility
+
+
+def _told(record: Record) -> str:
+    share = kept(record)
+    said = "utility not measured" if share is None else f"{share:.2f} kept"
+    ended = ", diverged" if record.stop == "diverged" else ""
+    return f"strength {record.settings.strength:g}: {record.after.forget:.3g} known, {said}{ended}"
 
 
 def _text(kind: str, x: float, y: float, words: str, anchor: str = "start") -> str:

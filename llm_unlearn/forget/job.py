@@ -1,7 +1,8 @@
 """A forgetting job from start to files: load, run, write a folder that PEFT or transformers loads.
 
 Guarantees: the folder holds a whole result or none (its record comes last); an interrupted job goes on
-when started again with the same arguments; a run that failed writes its record and no weights. The
+when started again with the same arguments, also where it was the writing of the result that was cut off;
+a run that failed writes its record and no weights; what is written is what was measured. The
 folder is in the clear: it is the user's export, and weights can give back what they still know.
 """
 
@@ -20,7 +21,7 @@ from llm_unlearn.files import os_errors, write_atomic
 from llm_unlearn.forget import data
 from llm_unlearn.forget.frontier import frontier_svg
 from llm_unlearn.forget.method import Method, Stepwise
-from llm_unlearn.forget.result import Record
+from llm_unlearn.forget.result import Record, versions
 from llm_unlearn.forget.run import Told, run
 from llm_unlearn.forget.settings import RunSettings
 from llm_unlearn.forget.weights import (
@@ -38,6 +39,7 @@ from llm_unlearn.models.lora import AdapterHost, LoraShape
 
 RECORD = "record.json"
 UNFINISHED = "unfinished.safetensors"
+BEGUN = ".forgetting.tmp"  # while it is there, all that is in the folder is of the job under way
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,24 @@ def material(aim: Target, method: Method, texts: Texts, chosen: RunSettings) -> 
 
 
 def _alternatives(aim: Target, texts: Texts) -> list[str]:
-    """Answers made up without the knowledge, where there is an adapter to put aside."""
-    weights = aim.weights
-    given = texts.given or {}
-    if isinstance(weights, AdapterHost):
+    """Given answers, and answers made up with the trained adapter put aside."""
+    weights, given = aim.weights, texts.given or {}
+    unknown = sorted(set(given) - {d.id for d in texts.forget})
+    if unknown:
+        raise InputError(
+            f"There is an alternative for {unknown[0]!r}, which is not to be forgotten.",
+            "Name documents of --forget by their ids.",
+        )
+    trained = any(t.any() for n, t in aim.start.items() if ".lora_B." in n)
+    if isinstance(weights, AdapterHost) and trained:
         with weights.using(None):
             return data.alternatives(weights.base, texts.forget, given)
-    weights.load(aim.start)
+    asked = next((d.id for d in texts.forget if d.id not in given), None)
+    if asked is not None:
+        raise InputError(
+            f"altpo has no other answer for {asked!r}: the model that would make one up knows the text.",
+            "Give --alternatives for each document, or forget from a trained --adapter.",
+        )
     return data.alternatives(weights.base, texts.forget, given)
 
 
@@ -150,19 +163,23 @@ def forget(
     Raises:
         InputError: the folder holds something else, or the texts do not fit the method.
     """
-    _free(out, {UNFINISHED})
+    if not (out / BEGUN).is_file():
+        _free(out, set())
     read = material(aim, method, texts, chosen)
     with os_errors(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
+        (out / BEGUN).touch()
     done = run(
         aim.weights, aim.start, method, read, chosen, resume=out / UNFINISHED, progress=progress
     )
     if done.record.verdict != "failed":
         if isinstance(aim.weights, FullWeights):
-            write_full(out, aim.weights, done.state, chosen.dtype)
+            write_full(out, aim.weights, done.state)
         elif isinstance(aim.weights, AdapterHost):
             write_adapter(out, aim.weights, done.state)
     _write(out / RECORD, done.record)
+    for name in (UNFINISHED, BEGUN):
+        (out / name).unlink(missing_ok=True)
     return done.record
 
 
@@ -177,21 +194,23 @@ def sweep(
 ) -> list[Record]:
     """Run once for each strength, without stopping rules, and draw the frontier; writes no weights.
 
-    A strength whose record is there already, from equal texts and settings, is not run again.
+    A strength whose record is there already, from equal texts, model and settings, is not run again. One
+    that moves nothing is a point at the start.
 
     Raises:
-        InputError: no strength, or one that is not above 0; or see `forget`.
+        InputError: no strength, or one that is not a number above 0; or see `forget`.
     """
-    if not strengths or min(strengths) <= 0:
+    if not strengths:
         raise InputError("A sweep needs strengths above 0.", "Such as --sweep 0.5,1,2.")
+    plain = chosen.model_dump()
+    every = [settings({**plain, "strength": s, "rules": False}) for s in sorted(set(strengths))]
     _free(out, {UNFINISHED, "frontier.json", "frontier.svg"}, "strength-")
     read = material(aim, method, texts, chosen)
     with os_errors(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
     records = []
-    for strength in sorted(set(strengths)):
-        wanted = chosen.model_copy(update={"strength": strength, "rules": False})
-        path = out / f"strength-{strength:g}.json"
+    for wanted in every:
+        path = out / f"strength-{wanted.strength:g}.json"
         record = _earlier(path, method, wanted, data.inputs_digest(read), aim)
         if record is None:
             record = run(
@@ -202,8 +221,10 @@ def sweep(
                 wanted,
                 resume=out / UNFINISHED,
                 progress=progress,
+                unmoved=True,
             ).record
             _write(path, record)
+            (out / UNFINISHED).unlink(missing_ok=True)
         records.append(record)
     points = [point(record) for record in records]
     text = json.dumps({"method": method.name, "points": points}, indent=2) + "\n"
@@ -220,6 +241,8 @@ def point(record: Record) -> dict[str, object]:
         "forget": record.after.forget,
         "retain": record.after.retain,
         "utility": record.after.utility,
+        "stop": record.stop,
+        "steps": record.steps,
         "seconds": record.seconds,
     }
 
@@ -235,10 +258,19 @@ def _earlier(
         raise InputError(
             f"{path} is not a record.", "Remove it, or choose another --out."
         ) from error
-    mine = (method.name, method.model_dump(mode="json"), chosen, inputs, digest(aim.start))
-    if mine != (found.method, found.method_settings, found.settings, found.inputs, found.start):
+    mine = {
+        "method": method.name,
+        "method_settings": method.model_dump(mode="json"),
+        "settings": chosen,
+        "inputs": inputs,
+        "start": digest(aim.start),
+        "model_digest": aim.weights.base.digest,
+        "versions": versions(),
+    }
+    if any(getattr(found, name) != value for name, value in mine.items()):
         raise InputError(
-            f"{path} is of a sweep with other settings, texts or weights.", "Choose another --out."
+            f"{path} is of a sweep with other settings, texts, weights or versions.",
+            "Choose another --out.",
         )
     return found
 

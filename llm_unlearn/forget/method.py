@@ -24,14 +24,21 @@ Asks = Literal["logps", "logits", "hidden"]
 class Groups:
     """One step's sequences: to forget, to keep, and other answers to the forget questions.
 
-    `preferred` has as many sequences as `forget`, in the same order. `memory` holds the few numbers
+    `preferred` has as many sequences as `gone`, in the same order. `memory` holds the few numbers
     that a method carries from step to step, by name.
     """
 
-    forget: Predicted
+    gone: Predicted | None
     retain: Predicted | None = None
     preferred: Predicted | None = None
     memory: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def forget(self) -> Predicted:
+        """The sequences to forget."""
+        if self.gone is None:
+            raise AssertionError("the method uses text to forget that it did not ask for")
+        return self.gone
 
     @property
     def kept(self) -> Predicted:
@@ -60,6 +67,7 @@ class Method(BaseModel):
 class Stepwise(Method):
     """A method that descends a loss step by step."""
 
+    uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = True
     forget_reference: ClassVar[frozenset[Asks]] = frozenset()
     retain_reference: ClassVar[frozenset[Asks]] = frozenset()

@@ -76,6 +76,7 @@ class Passes:
         self._entering: list[Tensor] | None = None
         self._head_is_last: bool | None = None
         self._lean: Lean | None = None
+        self.tokens = 0  # passed over with a gradient to be taken
         if isinstance(weights, AdapterHost) and weights.base.model.dtype == dtype and fits(weights):
             self._lean = Lean(weights)
 
@@ -129,6 +130,8 @@ class Passes:
             layer: stop at this layer and give its hidden states instead of logits.
         """
         every = [item for items in groups.values() for item in items]
+        if torch.is_grad_enabled():
+            self.tokens += sum(len(item.ids) for item in every)
         out, hidden = self._run(every, layer)
         found: dict[str, Predicted] = {}
         start = 0

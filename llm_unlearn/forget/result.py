@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from llm_unlearn.forget.settings import RunSettings
 
-Stop = Literal["forgotten", "utility", "diverged", "steps", "one move"]
-Verdict = Literal["forgotten", "partly", "failed"]
+Stop = Literal["forgotten", "utility", "diverged", "steps", "one move", "no effect"]
+Verdict = Literal["forgotten", "partly", "unmeasured", "failed"]
 _PACKAGES = ("llm-unlearn", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -24,7 +24,8 @@ class _Plain(BaseModel):
 
 
 class Measured(_Plain):
-    """Mean answer probability of each kind of text; `retain` None without any."""
+    """Mean answer probability of each kind of text; `utility` is that of what is kept where no other
+    texts were given for it; None without any."""
 
     forget: float
     retain: float | None
@@ -43,7 +44,8 @@ class Record(_Plain):
     """The whole account of one run.
 
     `verdict`: `forgotten` reached the target with utility above its floor; `partly` kept utility and
-    did not reach it; `failed` has nothing to show that keeps utility.
+    did not reach it; `failed` has nothing to show that keeps utility; `unmeasured` had no text to measure
+    utility on, so nothing is claimed of it. `tokens` went through a forward pass with a gradient.
     """
 
     method: str

@@ -53,13 +53,15 @@ def run(
     *,
     resume: Path | None = None,
     progress: Told | None = None,
+    unmoved: bool = False,
 ) -> Outcome:
     """Forget.
 
     Args:
         start: the weights to begin with; what they say is the reference.
-        resume: where an unfinished run is kept; removed when the run is done.
+        resume: where an unfinished run is kept; the caller removes it once the outcome is safe.
         progress: told of each step as (method, done, total, loss).
+        unmoved: give the start with the stop "no effect" where no weight moved, instead of an error.
 
     Raises:
         InputError: the method needs texts that are not there, or there is nothing to forget.
@@ -68,7 +70,8 @@ def run(
     _check(method, material)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
-    return _Run(weights, dict(start), method, material, settings, resume, progress).go()
+    going = _Run(weights, dict(start), method, material, settings, resume, progress)
+    return going.go(unmoved)
 
 
 def _check(method: Method, material: Material) -> None:
@@ -105,7 +108,6 @@ class _Run:
         self.seed = str(settings.seed).encode()
         self.passes = Passes(weights, getattr(torch, settings.dtype))
         self.began = time.monotonic()
-        self.tokens = 0
         self.looks: list[Look] = []
         self.inputs = inputs_digest(material)
         weights.load(start)
@@ -113,16 +115,21 @@ class _Run:
         self.forget, self.retain = items(material.forget), items(material.retain)
         self.preferred, self.utility = items(material.preferred), items(material.utility)
 
-    def go(self) -> Outcome:
+    def go(self, unmoved: bool) -> Outcome:
         self.absent = self._absent()
         with self.passes.open():
             self.weights.load(self.start)
             self.before = self._measure()
             self.target = self._target()
-            if isinstance(self.method, Direct):
-                return self._move(self.method)
-            if isinstance(self.method, Stepwise):
-                return self._steps(self.method)
+            try:
+                if isinstance(self.method, Direct):
+                    return self._move(self.method)
+                if isinstance(self.method, Stepwise):
+                    return self._steps(self.method)
+            except NoEffect:
+                if not unmoved:
+                    raise
+                return self._finish(self.start, 0, 0, "no effect", {})
         raise AssertionError(f"{self.method.name} neither steps nor moves")
 
     # --- what is measured
@@ -204,7 +211,7 @@ class _Run:
         if found is not None:
             done, kept, kept_at = found.plain["done"], dict(found.kept), found.plain["kept"]
             since, retried = found.plain["since"], found.plain["retried"]
-            memory, self.tokens = dict(found.plain["memory"]), found.plain["tokens"]
+            memory, self.passes.tokens = dict(found.plain["memory"]), found.plain["tokens"]
             self.looks = [Look.model_validate(look) for look in found.plain["looks"]]
             self.began -= found.plain["seconds"]
             weights.load(found.now)
@@ -217,14 +224,15 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             out = self.passes.forward(batch, layer)
-            groups = Groups(out["forget"], out.get("retain"), out.get("preferred"), memory=memory)
+            groups = Groups(
+                out.get("forget"), out.get("retain"), out.get("preferred"), memory=memory
+            )
             loss = method_ready.loss(groups)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights.parameters(), settings.clip)
             optimizer.step()
             done += 1
-            self.tokens += sum(len(item.ids) for items in batch.values() for item in items)
             value = float(loss.detach())
             if self.progress is not None:
                 self.progress(method.name, done, total, value)
@@ -240,7 +248,8 @@ class _Run:
                     weights.load(kept)
                     optimizer.state.clear()
                     since, retried, stop = done, retried + 1, None
-                if self.resume is not None and time.monotonic() - saved >= _SAVE_SECONDS:
+                due = stop is None and time.monotonic() - saved >= _SAVE_SECONDS
+                if self.resume is not None and due:
                     place = {"done": done, "kept": kept_at, "since": since, "retried": retried}
                     self._save(optimizer, key, kept, {**place, "memory": memory})
                     saved = time.monotonic()
@@ -265,7 +274,7 @@ class _Run:
         size = self.settings.batch_size
         epoch, place = divmod(step, per_epoch)
         chosen = self._order(b"forget", epoch, len(forget))[place * size : (place + 1) * size]
-        batch = {"forget": [forget[i] for i in chosen]}
+        batch = {"forget": [forget[i] for i in chosen]} if method.uses_forget else {}
         if retain:
             batch["retain"] = [
                 retain[self._order(b"retain", n // len(retain), len(retain))[n % len(retain)]]
@@ -289,7 +298,6 @@ class _Run:
                 self.progress(method.name, done, total, 0.0)
 
         move = method.move(self.passes, self.forget, self.retain, self.seed, told)
-        self.tokens = sum(len(item.ids) for item in (*self.forget, *self.retain))
         scale = self.settings.strength
         for _ in range(_HALVINGS + 1):
             try:
@@ -313,12 +321,15 @@ class _Run:
     ) -> Outcome:
         self.weights.load(state)
         same = all(state[name].equal(self.start[name]) for name in self.weights.names)
-        if same and stop not in ("utility", "diverged"):
+        if same and stop not in ("utility", "diverged", "no effect"):
             raise NoEffect(f"{self.method.name} moved no weight.", "Raise its rate or strength.")
         after = self._measure()
         verdict: Verdict = "partly"
-        if same or self._wrecked(after) or not all(t.isfinite().all() for t in state.values()):
+        finite = all(t.isfinite().all() for t in state.values())
+        if (same and stop != "no effect") or self._wrecked(after) or not finite:
             verdict = "failed"
+        elif after.utility is None:
+            verdict = "unmeasured"
         elif after.forget <= self.target:
             verdict = "forgotten"
         base = self.weights.base
@@ -348,10 +359,8 @@ class _Run:
             report={**report, "steps done": float(done)},
             versions=versions(),
             seconds=round(time.monotonic() - self.began, 3),
-            tokens=self.tokens,
+            tokens=self.passes.tokens,
         )
-        if self.resume is not None:
-            self.resume.unlink(missing_ok=True)
         return Outcome(state, record)
 
     def _key(self) -> str:
@@ -377,7 +386,7 @@ class _Run:
         average, square = states.moments(optimizer, self._named())
         plain = {
             **place,
-            "tokens": self.tokens,
+            "tokens": self.passes.tokens,
             "seconds": time.monotonic() - self.began,
             "looks": [look.model_dump() for look in self.looks],
         }

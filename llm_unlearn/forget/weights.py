@@ -207,18 +207,13 @@ def write_adapter(folder: Path, host: AdapterHost, state: Mapping[str, Tensor]) 
     write_atomic(folder / "adapter_model.safetensors", blob)
 
 
-def write_full(folder: Path, weights: FullWeights, state: Mapping[str, Tensor], dtype: str) -> None:
-    """Write a folder that transformers loads, in the given precision."""
+def write_full(folder: Path, weights: FullWeights, state: Mapping[str, Tensor]) -> None:
+    """Write a folder that transformers loads, in float32: rounding could take the change away again."""
     weights.load(state)
     with os_errors(f"write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        weights.model.to(getattr(torch, dtype))
-        try:
-            weights.model.save_pretrained(folder)
-            weights.base.tokenizer.save_pretrained(folder)
-        finally:
-            weights.model.float()
-            weights.load(state)
+        weights.model.save_pretrained(folder)
+        weights.base.tokenizer.save_pretrained(folder)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -153,6 +153,23 @@ def test_an_interrupted_run_goes_on(
     assert now == then
 
 
+def test_rows_of_one_side_and_of_both_are_not_mixed(
+    done: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
+    """Beside shards the monolith is asked what both have learned; alone, all that it has."""
+    out, few = tmp_path / "out", [*ONE, "methods=[]", "fronts=[]"]
+    alone = run(config, out, None, [*few, "sides=[monolith]"])
+    beside = run(config, out, None, few)
+    retained = [
+        _row(result, "monolith", "taught")["metrics"]["retain probability"]
+        for result in (alone, beside, done[1])
+    ]
+    assert retained[0] != retained[1] == retained[2]
+    steps: list[str] = []
+    run(config, out, None, [*few, "sides=[monolith]"], told=steps.append)
+    assert steps == []
+
+
 def test_another_experiment_is_refused_in_the_same_folder(
     done: tuple[Path, Result], config: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +216,7 @@ def test_the_command(done: tuple[Path, Result], config: Path) -> None:
         ({"methods": ["npo", "npo"]}, ["stands twice"]),
         ({"forgetting": {"speed": 3}}, ["no such run setting", "speed", "epochs"]),
         ({"forgetting": {"epochs": 0}}, ["forgetting", "epochs"]),
+        ({"methods": [{"name": "npo", "run": {"epochs": 0}}]}, ["methods", "epochs"]),
         ({"seeds": []}, ["seeds"]),
         ({"data": {"source": "tofu"}}, ["--data tofu=PATH"]),
         ({"kind": "contest"}, ["contest"]),

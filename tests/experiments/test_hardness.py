@@ -9,6 +9,7 @@ import pytest
 import yaml
 from conftest import training
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.experiments.hardness import correlation, spearman
 from llm_unlearn.experiments.run import run
 from llm_unlearn.experiments.settings import HardnessConfig, read
@@ -34,6 +35,22 @@ def test_an_interval_holds_its_correlation() -> None:
 def test_the_shipped_config_is_valid() -> None:
     path = Path(__file__).parents[2] / "configs" / "hardness.yaml"
     assert len(read(path, HardnessConfig, {}).seeds) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("magic", "no method 'magic'"),
+        ("ssd", "makes one move"),
+        ("{name: npo, strength: 2}", "strength is not the method's here"),
+        ("{name: npo, run: {epochs: 3}}", "epochs is not the method's here"),
+        ("{name: npo, run: {clip: 0}}", "clip"),
+    ],
+)
+def test_a_method_that_cannot_be_counted_is_refused_at_once(method: str, words: str) -> None:
+    path = Path(__file__).parents[2] / "configs" / "hardness.yaml"
+    with pytest.raises(InputError, match=words):
+        read(path, HardnessConfig, {}, [f"method={method}"])
 
 
 def test_each_fact_is_measured_and_a_rest_is_resumed(

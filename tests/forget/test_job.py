@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from peft import PeftModel
 from pieces import KINDS, documents
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm_unlearn.errors import EnvironmentFailure, InputError
 from llm_unlearn.forget import bench, job
 from llm_unlearn.forget.frontier import frontier_svg
 from llm_unlearn.forget.methods import method
 from llm_unlearn.forget.result import Record
+from llm_unlearn.forget.weights import digest
 from llm_unlearn.models.lora import AdapterHost
 
 TEXTS = job.Texts(documents(6)[:2], documents(6)[2:])
@@ -85,10 +87,67 @@ def test_other_answers_are_made_on_the_way(
     tiny_references: dict[str, str], tmp_path: Path, name: str, full: bool
 ) -> None:
     aim = _target(tiny_references["llama"], full=full)
-    texts = job.Texts(TEXTS.forget, TEXTS.retain, given={"subject-0/0": "Someone else."})
+    given = {"subject-0/0": "Someone else.", "subject-1/0": "Nobody."}
+    texts = job.Texts(TEXTS.forget, TEXTS.retain, given=given)
     record = job.forget(aim, method(name), texts, job.settings(SETTINGS), tmp_path / "out")
     assert record.texts == {"forget": 2, "retain": 4, "utility": 0}
     assert record.start != record.end
+
+
+def test_who_knows_the_text_makes_no_alternatives_up(
+    tiny_references: dict[str, str], tmp_path: Path
+) -> None:
+    chosen = job.settings(SETTINGS)
+    some = job.Texts(TEXTS.forget, TEXTS.retain, given={"subject-0/0": "Someone else."})
+    for full in (False, True):
+        aim = _target(tiny_references["llama"], full=full)
+        with pytest.raises(InputError, match="no other answer for 'subject-1/0'"):
+            job.forget(aim, method("altpo"), some, chosen, tmp_path / "none")
+    aim = _target(tiny_references["llama"])
+    other = job.Texts(TEXTS.forget, TEXTS.retain, given={"subject-9/0": "Someone else."})
+    with pytest.raises(InputError, match="'subject-9/0', which is not to be forgotten"):
+        job.forget(aim, method("altpo"), other, chosen, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    # with a trained adapter there is a model without it, which makes the rest up
+    job.forget(aim, method("graddiff"), TEXTS, chosen, tmp_path / "trained")
+    trained = _target(
+        tiny_references["llama"], adapter=tmp_path / "trained", top_layers=None, rank=16
+    )
+    record = job.forget(trained, method("altpo"), some, chosen, tmp_path / "out")
+    assert record.texts["forget"] == 2
+
+
+def test_what_is_written_of_full_weights_is_what_was_measured(
+    tiny_references: dict[str, str], tmp_path: Path
+) -> None:
+    """Steps of 1e-6 are below the spacing of bfloat16 and must not be rounded away."""
+    small = {**SETTINGS, "dtype": "bfloat16", "learning_rate": 1e-6}
+    given = {"full": True, "top_layers": 2, "dtype": "bfloat16"}
+    aim = job.target(tiny_references["llama"], **given)
+    record = job.forget(aim, method("graddiff"), TEXTS, job.settings(small), tmp_path / "out")
+    assert record.start != record.end
+    assert digest(job.target(str(tmp_path / "out"), **given).start) == record.end
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_job_cut_off_while_it_writes_goes_on(
+    tiny_references: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    aim, chosen = _target(tiny_references["llama"], full=full), job.settings(SETTINGS)
+    out, place = tmp_path / "out", "llm_unlearn.forget.job._write"
+
+    def cut(_path: Path, _record: Record) -> None:
+        raise KeyboardInterrupt  # the weights are there, their record is not
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, cut)
+        with pytest.raises(KeyboardInterrupt):
+            job.forget(aim, method("npo"), TEXTS, chosen, out)
+    assert len(list(out.iterdir())) > 1
+    job.forget(aim, method("npo"), TEXTS, chosen, out)
+    assert not [p.name for p in out.iterdir() if p.name.startswith(("unfinished", "."))]
+    with pytest.raises(InputError, match="already"):
+        job.forget(aim, method("npo"), TEXTS, chosen, out)
 
 
 def test_adapters_of_other_kinds_are_refused(
@@ -162,7 +221,8 @@ def test_an_interrupted_job_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         job.forget(aim, method("npo"), TEXTS, chosen, tmp_path / "cut", progress=stop)
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["unfinished.safetensors"]
+    left = sorted(p.name for p in (tmp_path / "cut").iterdir())
+    assert left == [".forgetting.tmp", "unfinished.safetensors"]
     assert job.forget(aim, method("npo"), TEXTS, chosen, tmp_path / "cut").end == whole.end
     names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("whole", "cut")]
     assert names[0] == names[1]
@@ -189,8 +249,65 @@ def test_a_sweep_draws_its_frontier_and_goes_on(
     assert len(more) == 3
     with pytest.raises(InputError, match="other settings"):
         job.sweep(aim, method("npo"), TEXTS, chosen, [0.5], out)
+    for odd in (0.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="strength"):
+            job.sweep(aim, method("npo"), TEXTS, chosen, [0.5, odd], tmp_path / "none")
     with pytest.raises(InputError, match="above 0"):
-        job.sweep(aim, method("npo"), TEXTS, chosen, [0.0], tmp_path / "none")
+        job.sweep(aim, method("npo"), TEXTS, chosen, [], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_is_of_one_model(tiny_references: dict[str, str], tmp_path: Path) -> None:
+    """A fresh adapter's weights depend on shapes alone: another model of the same shape is told apart."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_references["llama"])
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_references["llama"]).save_pretrained(tmp_path / "other")
+    chosen, out = job.settings(SETTINGS), tmp_path / "sweep"
+    job.sweep(_target(tiny_references["llama"]), method("ga"), TEXTS, chosen, [1.0], out)
+    with pytest.raises(InputError, match="other settings, texts, weights"):
+        job.sweep(_target(str(tmp_path / "other")), method("ga"), TEXTS, chosen, [1.0], out)
+
+
+def test_a_strength_that_moves_nothing_is_a_point_at_the_start(
+    tiny_references: dict[str, str], tmp_path: Path
+) -> None:
+    """Two of six go, so a ratio is at most 3: alpha 4 / 0.5 dampens nothing, 4 / 3 something."""
+    aim = _target(tiny_references["llama"], full=True)
+    idle, moved = job.sweep(
+        aim, method("ssd"), TEXTS, job.settings(SETTINGS), [0.5, 3.0], tmp_path / "sweep"
+    )
+    assert (idle.stop, idle.end, idle.after) == ("no effect", idle.start, idle.before)
+    assert moved.end != moved.start
+    found = json.loads((tmp_path / "sweep" / "frontier.json").read_text())
+    assert [p["stop"] for p in found["points"]] == ["no effect", "one move"]
+
+
+def test_a_frontier_shows_no_utility_that_was_not_measured(
+    tiny_references: dict[str, str], tmp_path: Path
+) -> None:
+    alone = job.Texts(TEXTS.forget)
+    records = job.sweep(
+        _target(tiny_references["llama"]),
+        method("ga"),
+        alone,
+        job.settings(SETTINGS),
+        [1.0],
+        tmp_path / "sweep",
+    )
+    assert [r.verdict for r in records] == ["unmeasured"]
+    drawing = (tmp_path / "sweep" / "frontier.svg").read_text()
+    assert drawing.count("<circle") == 1  # the start
+    assert "utility was not measured" in drawing
+    assert "1.00 kept" not in drawing
+    diverged = records[0].model_copy(
+        update={"stop": "diverged", "after": records[0].after.model_copy(update={"utility": 0.2})}
+    )
+    before = diverged.before.model_copy(update={"utility": 0.4})
+    shown = frontier_svg("ga", [diverged.model_copy(update={"before": before})])
+    assert 'class="failed"' in shown
+    assert "1 (diverged)" in shown
 
 
 @pytest.mark.parametrize(

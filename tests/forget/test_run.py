@@ -201,7 +201,60 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert resumed.record.end == whole.record.end
     assert resumed.record.looks == whole.record.looks
     assert resumed.record.tokens == whole.record.tokens
-    assert not path.exists()
+    assert path.is_file()  # whoever keeps the outcome removes it
+
+
+def test_a_run_cut_off_after_it_had_stopped_ends_the_same(
+    knowing: tuple[AdapterHost, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_unlearn.forget.run._SAVE_SECONDS", 0.0)
+    one, start = knowing
+    chosen = method("graddiff")
+    read, path = _material(one, chosen), tmp_path / "state"
+    settings = RunSettings(
+        **{**PLAIN, "epochs": 30, "target": 0.1, "utility_floor": 0.7, "learning_rate": 2e-3}
+    )
+    whole = run(one, start, chosen, read, settings).record
+    assert whole.stop == "forgotten"
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_unlearn.forget.run.digest", lambda _state: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # in its account, when all steps are done
+            run(one, start, chosen, read, settings, resume=path)
+    again = run(one, start, chosen, read, settings, resume=path).record
+    assert (again.end, again.steps, again.looks) == (whole.end, whole.steps, whole.looks)
+
+
+def test_what_no_text_was_there_to_measure_is_not_claimed(
+    knowing: tuple[AdapterHost, State],
+) -> None:
+    one, start = knowing
+    alone = material(one.base.tokenizer, documents(8)[:GONE], [], 512)
+    settings = RunSettings(**{**PLAIN, "epochs": 4, "learning_rate": 5e-2, "target": 0.1})
+    record = run(one, start, method("ga"), alone, settings).record
+    assert record.after.forget <= record.target
+    assert (record.after.utility, record.verdict) == (None, "unmeasured")
+
+
+def test_tokens_are_those_that_a_gradient_was_taken_of(
+    weights: dict[tuple[str, str], Weights],
+) -> None:
+    """Three texts go and five stay; batches of two make two steps an epoch, the second of one text."""
+    one = weights["llama", "adapter"]
+    start = moved(one)
+    read = _material(one, method("npo"))
+    gone, kept = ([len(e.ids) for e in texts] for texts in (read.forget, read.retain))
+    assert len(set(kept)) == 1  # whichever are drawn
+
+    def tokens(name: str, **own: Any) -> int:
+        return run(one, start, method(name, own), read, RunSettings(**PLAIN)).record.tokens
+
+    assert tokens("graddiff") == 2 * sum(gone) + 2 * 4 * kept[0]
+    assert tokens("finetune") == 2 * 4 * kept[0]
+    assert tokens("negation", epochs=3) == 3 * sum(gone)
+    assert tokens("ssd", alpha=1.2) == sum(gone) + sum(kept)
+    products = 2 + 1  # of conjugate gradients, and one for the diagonal
+    own = {"iterations": 2, "tolerance": 1e-12, "sample": 4}
+    assert tokens("influence", **own) == sum(gone) + products * 4 * kept[0]
 
 
 def test_an_unfinished_run_belongs_to_its_settings(
@@ -239,6 +292,17 @@ def test_what_a_run_cannot_do_is_said(knowing: tuple[AdapterHost, State]) -> Non
         run(one, averse, method("ga"), unknown, RunSettings(**{**PLAIN, "target": None}))
     with pytest.raises(InputError, match="No weight was dampened"):
         run(one, one.fresh(b"x"), method("ssd"), unknown, settings)
+    idle = run(one, one.fresh(b"x"), method("ssd"), unknown, settings, unmoved=True)
+    assert (idle.record.stop, idle.record.verdict) == ("no effect", "partly")
+    assert idle.record.start == idle.record.end
+
+
+def test_pairs_that_cannot_be_compared_are_refused(knowing: tuple[AdapterHost, State]) -> None:
+    tokenizer, docs = knowing[0].base.tokenizer, documents(2)
+    with pytest.raises(InputError, match="is the one to forget"):
+        with_answers(tokenizer, docs, ["Else.", docs[1].messages[-1].content], 512)
+    with pytest.raises(InputError, match=r"'subject-1/0' is longer than 64 tokens"):
+        with_answers(tokenizer, docs, ["No.", "no " * 40], 64)
 
 
 def test_a_weight_that_did_not_move_is_no_result(knowing: tuple[AdapterHost, State]) -> None:

@@ -1,6 +1,8 @@
 """Fine-tuning on the rest: hope that what is not rehearsed fades (Maini et al. 2024, arXiv 2401.06121).
 
-Guarantees: the text to forget is never read by a step; only the stopping rules look at it.
+Guarantees: the text to forget is never read by a step; only the stopping rules look at it. A run has as
+many steps as one of another method (an epoch is a pass over what goes), so with much to keep and few
+epochs it reads less than all of it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ class FineTune(Stepwise):
     """No settings of its own."""
 
     name: ClassVar[str] = "finetune"
+    uses_forget: ClassVar[bool] = False
     citation: ClassVar[str] = "Maini et al. 2024, arXiv 2401.06121"
 
     def loss(self, groups: Groups) -> Tensor:
