@@ -3,12 +3,14 @@ arXiv 1703.04730; Guo et al. 2020, arXiv 1911.03030).
 
 At the optimum of sum_all loss_i + damping/2 |theta|^2 the gradient of what stays is minus that of what
 goes, so one Newton step for what stays is theta + H^-1 sum_forget grad loss_i. H is the generalised
-Gauss-Newton matrix of what stays plus damping, positive by construction; products with it are exact
-(two backward passes and the softmax's own curvature, p u - p (p.u)), and the system is solved by
-conjugate gradients.
+Gauss-Newton matrix of what stays plus damping, positive by construction; products with it come from
+two backward passes and the softmax's own curvature, p u - p (p.u), without forming it, and the system is
+solved by conjugate gradients.
 
-Guarantees: exact products, a residual that is reported, a damping that is stated relative to the
-mean of the diagonal (by Hutchinson's estimate from seeded signs) and reported absolutely. Where the
+Guarantees: products exact up to the rounding of the run's dtype (in bfloat16 they are symmetric only that
+far, too); a residual that is reported, as conjugate gradients keep track of it and not by a look back at
+the system (above 1 the step solves nothing yet: more iterations do); a damping that is stated relative to
+the mean of the diagonal (by Hutchinson's estimate from seeded signs) and reported absolutely. Where the
 model is convex and trained to its optimum, what is left is second order in the share removed. A deep
 model is neither: then this is an approximation, whose fit only probes can tell.
 """
