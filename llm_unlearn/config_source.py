@@ -191,7 +191,10 @@ def explain(error: ValidationError, written: Written, model: type[BaseModel]) ->
         problem, remedy = "this key is missing", _describe(info)
     elif first["type"] == "value_error":
         problem, _, remedy = first["msg"].removeprefix("Value error, ").rpartition("; ")
-        remedy = remedy[:1].upper() + remedy[1:] + "."
+        if problem:
+            remedy = remedy[:1].upper() + remedy[1:] + "."
+        else:  # it says what is wrong, and that is remedy enough
+            problem, remedy = remedy.removesuffix("."), ""
     else:
         problem = first["msg"].removeprefix("Input ").replace("valid tuple", "list")
         if first["type"] == "model_type":

@@ -248,12 +248,14 @@ class HardnessConfig(Settings):
         except InputError as error:
             raise ValueError(str(error)) from error
         if not stepwise:
-            raise ValueError(f"{value.name} makes one move, and steps are counted here")
+            raise ValueError(
+                f"{value.name} makes one move, and steps are counted here; choose one such as npo"
+            )
         given = sorted(set(value.run) & {"epochs", "batch_size", "target", "utility_floor"})
         if given or value.strength != 1:
             raise ValueError(
-                f"{given[0] if given else 'strength'} is not the method's here: see most_steps, steps, "
-                "strengths, target and training.batch_size"
+                f"{given[0] if given else 'strength'} is not the method's here; set most_steps, steps, "
+                "strengths, target or training.batch_size"
             )
         unknown = sorted(set(value.run) - {*_STEPS, *_RULES})
         if unknown:
