@@ -161,8 +161,8 @@ class Database:
                     self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 if self._depth == 1:
+                    self._commits += 1  # before it: an interrupt may come right after it
                     self._connection.execute("COMMIT")
-                    self._commits += 1
             except BaseException:
                 if self._depth == 1:
                     self._after.clear()
@@ -192,6 +192,11 @@ class Database:
                 self._after.append(action)
             else:
                 action()
+
+    def at_rest(self) -> bool:
+        """Whether no transaction is open; only for the thread that opened one, or would."""
+        with self._lock:
+            return self._depth == 0
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
