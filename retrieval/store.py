@@ -124,20 +124,32 @@ class Store(StoreReader):
 
     @classmethod
     def restore(
-        cls, source: Path, path: Path, keys: Path, embedder: Embedder, root: RootKey | None = None
+        cls,
+        source: Path,
+        path: Path,
+        keys: Path,
+        embedder: Embedder,
+        root: RootKey | None = None,
+        *,
+        current: Path | None = None,
     ) -> Self:
         """Make the store in `path` from a backup, with the current keys, open for writing.
 
         Documents deleted or replaced since the backup do not come back (see `backup`).
 
+        Args:
+            current: the `workspace.db` in use until now, moved away. Fences and holds set or ended
+                since the backup are in it only: without it every document is as it was then.
+
         Raises:
             InputError: `path` holds a store.
+            NotFound, WorkspaceMissing: there is no such backup, or no such `current`.
             Damaged, KeysMissing, RecipeMismatch: the backup cannot be used.
         """
         with os_errors(f"write {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with WriterLock(path / "lock"), closing(Keyring.open(keys, root)) as keyring:
-            restore(source, path / DATABASE, keyring)
+            restore(source, path / DATABASE, keyring, current)
         return cls.open(path, keys, embedder, root=root, write=True)
 
     def close(self) -> None:
