@@ -223,8 +223,9 @@ class Database:
     def _look_again(self) -> None:
         """Open anew what was opened as a file that nobody changes, and was changed."""
         if self._stamp is not None and self._stamp != _stamp_of(self.path):
+            connection, stamp = _connect(self.path, readonly=True)
             self._connection.close()
-            self._connection, self._stamp = _connect(self.path, readonly=True)
+            self._connection, self._stamp = connection, stamp
             self._commits += 1
 
     def erase_journal(self) -> bool:

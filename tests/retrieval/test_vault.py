@@ -232,6 +232,17 @@ def test_changed_or_lost_rows_are_noticed(vault: Vault, tamper: str) -> None:
         vault.verify_rows()
 
 
+def test_a_byte_moved_from_one_mark_to_the_next_is_noticed(vault: Vault) -> None:
+    """The code of a row is made over the marks joined together, which stay the same."""
+    vault.add([new("a")])
+    (record,) = vault.records()
+    moved = (record.subject + record.source[:1], record.source[1:])
+    with vault.database.transaction() as connection:
+        connection.execute("UPDATE documents SET subject=?, source=?", moved)
+    with pytest.raises(Damaged):
+        vault.find(record.handle)
+
+
 def test_swapped_parts_are_noticed(vault: Vault) -> None:
     """Two records of one subject: handle and part name are bound to the ciphertext."""
     vault.add([new("a", body=b"1"), new("b", body=b"2")])
