@@ -1,7 +1,7 @@
 """Records that may not answer again: taken down while a legal hold kept them.
 
 Guarantees: whoever ends the hold through `Store.release` destroys a barred record in place of
-serving it; a bar goes with its record.
+serving it; a bar goes with its record. Each request has its own: `drop` lifts that one's only.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ not a database is refused. It does not encrypt: whoever writes a row seals it fi
 erase the blocks that a truncated log gives back to the file system.
 
 One connection per object under a lock: threads take turns, processes read side by side.
+
+A reader that may not make SQLite's files beside the database reads it as a file that nobody changes,
+and looks before every reading whether somebody did. It needs a log that is empty, or whole with its index.
 """
 
 from __future__ import annotations
@@ -40,16 +43,17 @@ CREATE TABLE slots (slot INTEGER PRIMARY KEY);
 _FULL = {sqlite3.SQLITE_FULL}
 _READ_ONLY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+Stamp = tuple[tuple[int, int, int] | None, ...]
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class Database:
     """One open database. Build it with `open`; close it with `close` or as a context manager."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, readonly: bool) -> None:
+    def __init__(self, path: Path, *, readonly: bool) -> None:
         self.path = path
         self.readonly = readonly
-        self._connection = connection
+        self._connection, self._stamp = _connect(path, readonly=readonly)
         self._lock = threading.RLock()
         self._depth = 0
         self._commits = 0
@@ -62,7 +66,8 @@ class Database:
         Raises:
             InputError: `create` is given and the file is there.
             WorkspaceMissing: nothing at `path` and `create` not given.
-            WorkspaceReadOnly: it cannot be written and `readonly` was not given.
+            WorkspaceReadOnly: it cannot be written and `readonly` was not given; or what was last
+                written lies in a log that cannot be read without writing.
             WorkspaceVersion: a newer version of this package wrote it.
             Damaged: it is not a database, or its structure is broken.
         """
@@ -78,12 +83,11 @@ class Database:
         if not create and path.stat().st_size == 0:
             raise Damaged(f"{path} is empty.", "Restore a backup.")
         with _sqlite_errors(path):
-            connection = _connect(path, readonly=readonly)
-            database = cls(path, connection, readonly=readonly)
+            database = cls(path, readonly=readonly)
             try:
                 database._prepare(create=create)
             except BaseException:
-                connection.close()
+                database._connection.close()
                 raise
         return database
 
@@ -95,11 +99,7 @@ class Database:
             run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("PRAGMA foreign_keys=ON")
-        run("PRAGMA temp_store=MEMORY")
         run("PRAGMA wal_autocheckpoint=8192")  # 32 MiB; small writes are checkpointed by hand
-        run("PRAGMA cache_size=-16384")
-        # Without this, numbers past the first corrupt page would be believed.
-        run("PRAGMA cell_size_check=ON")
         if not self.readonly and run("PRAGMA secure_delete=ON").fetchone() != (1,):
             raise EnvironmentFailure("this SQLite cannot overwrite deleted rows.", "Use another.")
         if create:
@@ -161,8 +161,8 @@ class Database:
                     self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 if self._depth == 1:
+                    self._commits += 1  # before it: an interrupt may come right after it
                     self._connection.execute("COMMIT")
-                    self._commits += 1
             except BaseException:
                 if self._depth == 1:
                     self._after.clear()
@@ -193,11 +193,18 @@ class Database:
             else:
                 action()
 
+    def at_rest(self) -> bool:
+        """Whether no transaction is open; only for the thread that opened one, or would."""
+        with self._lock:
+            return self._depth == 0
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Read: every query of the block sees the same state."""
         with self._lock, _sqlite_errors(self.path):
             outer = self._connection.in_transaction
+            if not outer:
+                self._look_again()
             try:
                 if not outer:
                     self._connection.execute("BEGIN")
@@ -209,8 +216,17 @@ class Database:
     def change(self) -> int:
         """A number that is another one after any commit, by this object or by any process."""
         with self._lock, _sqlite_errors(self.path):
+            self._look_again()
             (others,) = self._connection.execute("PRAGMA data_version").fetchone()
             return int(others) << 32 | self._commits
+
+    def _look_again(self) -> None:
+        """Open anew what was opened as a file that nobody changes, and was changed."""
+        if self._stamp is not None and self._stamp != _stamp_of(self.path):
+            connection, stamp = _connect(self.path, readonly=True)
+            self._connection.close()
+            self._connection, self._stamp = connection, stamp
+            self._commits += 1
 
     def erase_journal(self) -> bool:
         """Move the write-ahead log into the file and cut it to nothing; call it after deletions.
@@ -250,17 +266,58 @@ class Database:
         self.close()
 
 
-def _connect(path: Path, *, readonly: bool) -> sqlite3.Connection:
-    query = "mode=ro" if readonly else "mode=rw"
-    if readonly and os.statvfs(path).f_flag & os.ST_RDONLY:
-        query += "&immutable=1"  # SQLite cannot make its shared-memory file there
-    return sqlite3.connect(
+def _connect(path: Path, *, readonly: bool) -> tuple[sqlite3.Connection, Stamp | None]:
+    """A connection; and what the files looked like, if it will not see changes by itself.
+
+    Raises:
+        WorkspaceReadOnly: see `Database.open`.
+    """
+    try:
+        return _opened(path, "mode=ro" if readonly else "mode=rw"), None
+    except sqlite3.OperationalError as error:
+        if not readonly or error.sqlite_errorcode & 0xFF not in _READ_ONLY:
+            raise
+        stamp = _stamp_of(path)
+        if stamp[1] is not None and stamp[1][1]:
+            raise WorkspaceReadOnly(
+                f"the last changes of {path} are in a log that cannot be read without write access.",
+                "Open it for writing once, or give write access to its folder.",
+            ) from error
+        return _opened(path, "mode=ro&immutable=1"), stamp
+
+
+def _opened(path: Path, query: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
         uri=True,
         timeout=_BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
+    try:
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA cache_size=-16384")
+        # Without this, numbers past the first corrupt page would be believed.
+        connection.execute("PRAGMA cell_size_check=ON")
+        connection.execute(
+            "SELECT 1 FROM sqlite_master"
+        ).fetchone()  # makes or reads the log's index
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _stamp_of(path: Path) -> Stamp:
+    """Of the database and of its log: inode, size and time of the last change."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in (path, Path(f"{path}-wal")):
+        try:
+            status = file.stat()
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
 
 
 @contextlib.contextmanager
@@ -268,6 +325,8 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
     """Errors of SQLite in the words of the error tree; programming errors pass through."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         mapped: UnlearnError

@@ -51,6 +51,7 @@ class Keyring:
         self.root = root
         self._lock = threading.RLock()
         self._free: set[int] | None = None
+        self._kept: set[int] = set()  # zero, and not to be taken yet
         self._file: int | None = None
         self._state = keyheader.read(self.directory, self.root)
 
@@ -134,12 +135,15 @@ class Keyring:
     # --- data keys
 
     def new_keys(self, n: int) -> list[tuple[int, bytes]]:
-        """Make `n` data keys: pairs of slot and 32-byte key, durable when returned."""
+        """Make `n` data keys: pairs of slot and 32-byte key, durable when returned.
+
+        In slots that are zero and that nothing names any more (see `free` and `keep`).
+        """
         with self._lock:
             state, file = self._current()
             if self._free is None:
                 used = self._occupied(file)
-                self._free = set(np.flatnonzero(~used).tolist())
+                self._free = set(np.flatnonzero(~used).tolist()) - self._kept
             if len(self._free) < n:
                 size = os.fstat(file).st_size // SLOT_BYTES
                 more = max(_GROW, size // 4, n - len(self._free))
@@ -183,16 +187,38 @@ class Keyring:
                     return found
 
     def destroy(self, slots: Iterable[int]) -> None:
-        """Zero the slots in place and sync; slots that are zero already stay so."""
+        """Zero the slots in place and sync; slots that are zero already stay so.
+
+        No new key takes them before `free`: what still names them must be gone first, or it would
+        seem to have a key again.
+        """
         with self._lock:
             file = self._current()[1]
             size = os.fstat(file).st_size // SLOT_BYTES
             gone = sorted({slot for slot in slots if 0 <= slot < size})
             if not gone:
                 return
+            self._kept.update(gone)
             self._put(file, dict.fromkeys(gone, _ZERO))
+
+    def free(self, slots: Iterable[int]) -> None:
+        """Let new keys take destroyed slots: once nothing names them any more, durably."""
+        with self._lock:
+            gone = self._kept.intersection(slots)
+            self._kept -= gone
             if self._free is not None:
-                self._free.update(gone)
+                self._free |= gone
+
+    def keep(self, slots: Iterable[int]) -> None:
+        """Say which zero slots are still named somewhere: no new key takes them before `free`."""
+        with self._lock:
+            self._kept, self._free = set(slots), None
+
+    def zero_slots(self) -> list[int]:
+        """The slots that hold no key, in order."""
+        with self._lock:
+            zero: list[int] = np.flatnonzero(~self._occupied(self._current()[1])).tolist()
+            return zero
 
     def live_slots(self) -> set[int]:
         """The slots that hold a key."""
@@ -252,7 +278,7 @@ class Keyring:
         """Finish or undo a rotation that was killed: only the current files and root key stay.
 
         For the one writer, when it opens; what it believed free may have been taken by another
-        writer since, so it looks again.
+        writer since, so it looks again. Call `keep` then.
         """
         with self._lock:
             self._free = None

@@ -3,7 +3,8 @@
 Guarantees: scores are a pure function of the visible chunks and the query: every statistic (number
 of chunks, how many hold a word, mean length) is an exact integer count over what the caller may
 see, so neither deleted nor hidden documents move a score. It keeps nothing on disk and is not
-thread-safe. A query costs a pass over the chunks that hold its words.
+thread-safe. A query costs a pass over the lengths of all visible chunks, and over those that hold its
+words.
 
 Formula: BM25 of Robertson and Zaragoza 2009 with k1 = 1.2, b = 0.75 and the idf of Lucene,
 ln(1 + (N - n + 1/2) / (n + 1/2)), which is never negative. Words are runs of letters and digits,

@@ -23,6 +23,7 @@ class WriterLock:
     Raises:
         WorkspaceLocked: another process (named by its pid) or another object holds it.
         WorkspaceReadOnly: the lock file cannot be opened for writing.
+        EnvironmentFailure: the disk is full; the lock is not held then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,18 +35,24 @@ class WriterLock:
         with os_errors(f"lock {self.path}"):
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            with os_errors(f"lock {self.path}"):
+                self._lock(file)
+        except BaseException:
+            os.close(file)  # which gives up the lock if it was taken already
+            raise
+        self._file = file
+
+    def _lock(self, file: int) -> None:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(file)
             raise WorkspaceLocked(
                 f"{self.path.parent} is being written to by process {holder}.",
                 "Wait for it to finish, or end it.",
             ) from None
-        with os_errors(f"lock {self.path}"):
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-        self._file = file
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Give the lock back; does nothing when it is not held."""

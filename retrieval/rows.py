@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from llm_unlearn.errors import Damaged
-from llm_unlearn.retrieval.crypto import keyed_mark
+from llm_unlearn.retrieval.crypto import MARK_BYTES, keyed_mark
 
 Domain = Literal["id", "subject", "source", "content"]
 FATES = ("store", "corpus", "refused")
@@ -86,7 +86,9 @@ class Codes:
         row = cast(Row, values)
         try:
             record = Record(*row[:8])
-            good = self.row(record, row[8]) == row
+            # The code joins the marks without their lengths: each must have its own.
+            lengths = [len(mark) for mark in row[:4]]
+            good = lengths == [MARK_BYTES] * 4 and self.row(record, row[8]) == row
         except (TypeError, AttributeError, OverflowError):  # a column of another type
             good = False
         if not good:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import AccessDenied, Damaged, InputError, NotFound, WorkspaceMissing
 from llm_unlearn.files import os_errors
-from llm_unlearn.retrieval import bars
+from llm_unlearn.retrieval import bars, fences
 from llm_unlearn.retrieval.adding import add_pieces, add_whole
 from llm_unlearn.retrieval.backup import backup, restore
 from llm_unlearn.retrieval.database import Database
@@ -124,20 +124,32 @@ class Store(StoreReader):
 
     @classmethod
     def restore(
-        cls, source: Path, path: Path, keys: Path, embedder: Embedder, root: RootKey | None = None
+        cls,
+        source: Path,
+        path: Path,
+        keys: Path,
+        embedder: Embedder,
+        root: RootKey | None = None,
+        *,
+        current: Path | None = None,
     ) -> Self:
         """Make the store in `path` from a backup, with the current keys, open for writing.
 
         Documents deleted or replaced since the backup do not come back (see `backup`).
 
+        Args:
+            current: the `workspace.db` in use until now, moved away. Fences and holds set or ended
+                since the backup are in it only: without it every document is as it was then.
+
         Raises:
             InputError: `path` holds a store.
+            NotFound, WorkspaceMissing: there is no such backup, or no such `current`.
             Damaged, KeysMissing, RecipeMismatch: the backup cannot be used.
         """
         with os_errors(f"write {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with WriterLock(path / "lock"), closing(Keyring.open(keys, root)) as keyring:
-            restore(source, path / DATABASE, keyring)
+            restore(source, path / DATABASE, keyring, current)
         return cls.open(path, keys, embedder, root=root, write=True)
 
     def close(self) -> None:
@@ -216,22 +228,34 @@ class Store(StoreReader):
 
         Raises:
             InputError: `ready` does not fit the document.
-            NotFound: no document has this id.
+            NotFound: no document has this id, or another has taken its place meanwhile.
             AccessDenied: it is under a legal hold, or being deleted.
         """
-        record = self.vault.find(self.vault.mark("id", document.id))
-        if record is None or record.fate != self.fate:
-            raise NotFound(f"no document with the id {document.id!r}.", "Add it.")
-        if record.state != "live":
-            raise AccessDenied(
-                f"the document {document.id!r} is {record.state} and cannot be changed.",
-                "Release it first." if record.state == "held" else "",
-            )
+        record = self._changeable(document.id)
         if ready is None:
             new = self._preparer.record(document, self.fate)
         else:
             new = self._preparer.ready(document, *ready, self.fate)
-        self.vault.replace([new])
+
+        def unchanged() -> None:
+            if self._changeable(document.id).slot != record.slot:
+                raise NotFound(
+                    f"the document {document.id!r} was replaced while the new one was prepared.",
+                    "Look at what is there now, and update that.",
+                )
+
+        self.vault.replace([new], check=unchanged)
+
+    def _changeable(self, id: str) -> Record:
+        record = self.vault.find(self.vault.mark("id", id))
+        if record is None or record.fate != self.fate:
+            raise NotFound(f"no document with the id {id!r}.", "Add it.")
+        if record.state != "live":
+            raise AccessDenied(
+                f"the document {id!r} is {record.state} and cannot be changed.",
+                "Release it first." if record.state == "held" else "",
+            )
+        return record
 
     def delete(self, **which: Unpack[Which]) -> int:
         """Delete for good by exactly one of id, subject, source and `where`; how many documents.
@@ -243,45 +267,70 @@ class Store(StoreReader):
             AccessDenied: one of them is under a legal hold; nothing is deleted then.
         """
         found = self._matching("live", "fenced", "held", **which)
-        if any(record.state == "held" for record in found):
-            raise AccessDenied("a document of this request is under a legal hold.", "Release it.")
-        handles = [record.handle for record in found]
-        if len(handles) > 1:
+        if len(found) > 1:
             # One key is zeroed in one write; several are not, so a kill in between must not leave
             # half of them answering.
-            self.vault.set_state(handles, "fenced")
-        if handles:
+            with self.vault.database.transaction():
+                self.vault.set_state(self._deletable(found), "fenced")
+        if not found:
+            return 0
+        # The keys go inside the transaction, so that no hold comes between.
+        with self.vault.database.transaction(durable=False):
+            handles = self._deletable(found)
             self.vault.delete(handles)
-            with self._lock:
-                self._live.forget(handles)
+        with self._lock:
+            self._live.forget(handles)
         return len(handles)
+
+    def _deletable(self, found: Iterable[Record]) -> list[bytes]:
+        now = self._still(found, "live", "fenced", "held")
+        if any(record.state == "held" for record in now):
+            raise AccessDenied("a document of this request is under a legal hold.", "Release it.")
+        return [record.handle for record in now]
 
     def fence(self, **which: Unpack[Which]) -> int:
         """Take documents out of every answer, durably, before they are deleted; how many."""
         found = self._matching("live", **which)
-        self.vault.set_state([record.handle for record in found], "fenced")
-        return len(found)
+        with self.vault.database.transaction():
+            live = self._still(found, "live")
+            self.vault.set_state([record.handle for record in live], "fenced")
+        return len(live)
 
     def hold(self, **which: Unpack[Which]) -> int:
         """Put documents under a legal hold: kept, never used, not deletable; how many."""
         found = self._matching("live", "fenced", **which)
-        self.vault.set_state([record.handle for record in found], "held")
-        return len(found)
+        database = self.vault.database
+        with database.transaction():
+            now = self._still(found, "live", "fenced")
+            fences.remember(database, [r.handle for r in now if r.state == "fenced"])
+            self.vault.set_state([record.handle for record in now], "held")
+        return len(now)
 
     def release(self, **which: Unpack[Which]) -> int:
         """End a legal hold: the documents answer again; how many do.
 
-        Those that a takedown reached meanwhile are deleted for good now that they may be.
+        Those that were fenced before, or that an open request names, stay fenced. Those that a
+        takedown reached meanwhile are deleted for good now that they may be.
         """
         found = self._matching("held", **which)
-        gone = bars.barred(self.vault.database)
-        doomed = [record.handle for record in found if record.handle in gone]
-        free = [record.handle for record in found if record.handle not in gone]
-        self.vault.set_state(free, "live")
+        database = self.vault.database
+        with database.transaction():
+            held = [record.handle for record in self._still(found, "held")]
+            gone, fenced = bars.barred(database), fences.standing(database)
+            doomed = [handle for handle in held if handle in gone]
+            back = [handle for handle in held if handle in fenced and handle not in gone]
+            free = [handle for handle in held if handle not in gone and handle not in fenced]
+            self.vault.set_state(back, "fenced")
+            self.vault.set_state(free, "live")
+            fences.forget(database, back)
         if doomed:
             self.vault.delete(doomed)
-            bars.lift(self.vault.database, doomed)
         return len(free)
+
+    def _still(self, found: Iterable[Record], *states: str) -> list[Record]:
+        """The records of these ids in one of the states: inside the transaction that acts on it."""
+        now = self.vault.find_many([record.handle for record in found]).values()
+        return [record for record in now if record.fate == self.fate and record.state in states]
 
     def _matching(self, *states: str, **which: Unpack[Which]) -> list[Record]:
         return matching(self.vault, self.fate, states, **which)

@@ -11,11 +11,11 @@ how long they are, and which share a subject.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from llm_unlearn.errors import Damaged, InputError, KeysMissing
-from llm_unlearn.retrieval import claim
+from llm_unlearn.retrieval import claim, marked
 from llm_unlearn.retrieval.crypto import seal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -28,9 +28,11 @@ from llm_unlearn.retrieval.rows import (
     Summary,
     code_of,
 )
-from llm_unlearn.retrieval.vault_reader import SELECT, VaultReader, part_aad
+from llm_unlearn.retrieval.vault_reader import BATCH, SELECT, VaultReader, marks, part_aad
 
 __all__ = ["FATES", "STATES", "NewRecord", "Record", "Vault"]
+
+_SELECT_SLOT = "SELECT slot FROM slots"
 
 
 class Vault(VaultReader):
@@ -62,14 +64,30 @@ class Vault(VaultReader):
         """
         return self._write(records, state, replacing=False)
 
-    def replace(self, records: Sequence[NewRecord], state: str = "live") -> list[bytes]:
+    def replace(
+        self,
+        records: Sequence[NewRecord],
+        state: str = "live",
+        *,
+        check: Callable[[], object] | None = None,
+    ) -> list[bytes]:
         """As `add`, but a record of the same id is replaced: killed, either the old or the new.
 
         The old keys are destroyed right after the commit.
-        """
-        return self._write(records, state, replacing=True)
 
-    def _write(self, records: Sequence[NewRecord], state: str, *, replacing: bool) -> list[bytes]:
+        Args:
+            check: called first in the transaction that replaces; what it raises prevents that.
+        """
+        return self._write(records, state, replacing=True, check=check)
+
+    def _write(
+        self,
+        records: Sequence[NewRecord],
+        state: str,
+        *,
+        replacing: bool,
+        check: Callable[[], object] | None = None,
+    ) -> list[bytes]:
         self.database.require_writable()
         _known(state, STATES)
         handles = [self.mark("id", record.id) for record in records]
@@ -80,6 +98,8 @@ class Vault(VaultReader):
         old: list[int] = []
         try:
             with self.database.transaction() as connection:
+                if check is not None:
+                    check()
                 present = self._rows_of(connection, handles)
                 if present and not replacing:
                     name = next(r.id for r, h in zip(records, handles, strict=True) if h in present)
@@ -93,16 +113,30 @@ class Vault(VaultReader):
                 added = self._insert(connection, records, handles, keys, state)
                 self._put_summary(self._summary().after(added, present.values()))
         except BaseException:
-            self.keyring.destroy(slot for slot, _ in keys)
+            self._settle([slot for slot, _ in keys], old)
             raise
         # Inside a caller's transaction the old keys must live until it commits.
         if old:
-            self.database.after_commit(lambda: self.keyring.destroy(old))
+            self.database.after_commit(lambda: self._destroy(old))
         if state != "staged":
             # A log that is empty at rest cannot be cut short unnoticed. Staged rows are lost with
             # their writer anyway.
             self.database.after_commit(self.database.erase_journal)
         return handles
+
+    def _settle(self, new: Sequence[int], old: Sequence[int]) -> None:
+        """Destroy the keys that an error left over: an interrupt may come before or after the commit.
+
+        Keys that a caller's transaction may still need are left to `sweep`.
+        """
+        known = self._named([*new, *old])
+        over = (*new, *old) if self.database.at_rest() else new
+        self._destroy([slot for slot in over if slot not in known])
+
+    def _destroy(self, slots: Sequence[int]) -> None:
+        """Destroy keys whose rows are gone, durably, or were never there."""
+        self.keyring.destroy(slots)
+        self.keyring.free(slots)
 
     def _insert(
         self,
@@ -189,11 +223,14 @@ class Vault(VaultReader):
             self._remove(connection, rows)
             if rows:
                 self._put_summary(self._summary().after(removed=rows.values()))
+        slots = [record.slot for record, _ in rows.values()]
+        self.database.after_commit(lambda: self.keyring.free(slots))
         self.database.after_commit(self.database.erase_journal)
 
     def _remove(
         self, connection: sqlite3.Connection, rows: Mapping[bytes, tuple[Record, int]]
     ) -> None:
+        marked.forget(connection, rows)
         handles = [(handle,) for handle in rows]
         connection.executemany("DELETE FROM parts WHERE handle=?", handles)
         connection.executemany("DELETE FROM documents WHERE handle=?", handles)
@@ -216,11 +253,13 @@ class Vault(VaultReader):
             self.verify_rows()
         claim.take(self.database, self.keyring)
         self.keyring.recover()
+        # A killed deletion leaves rows without a key: a new one there would make them look alive.
+        self.keyring.keep(self._named(self.keyring.zero_slots()))
         if quick:
             return
         live = self.keyring.live_slots()
         with self.database.reading() as connection:
-            known = {slot for (slot,) in connection.execute("SELECT slot FROM slots")}
+            known = {slot for (slot,) in connection.execute(_SELECT_SLOT)}
         if known and max(known) >= self.keyring.capacity:
             raise Damaged(
                 f"the key file in {self.keyring.directory} has been cut short.", "Put it back."
@@ -232,8 +271,20 @@ class Vault(VaultReader):
         ]
         if dead:
             self.delete(dead)
-        self.keyring.destroy(live - known)
+        self._destroy(sorted(live - known))
         self.database.erase_journal()
+
+    def _named(self, slots: Sequence[int]) -> set[int]:
+        """Those of the slots that table `slots` knows."""
+        named: set[int] = set()
+        with self.database.reading() as connection:
+            last = connection.execute("SELECT MAX(slot) FROM slots").fetchone()[0]
+            asked = [slot for slot in slots if last is not None and slot <= last]
+            for start in range(0, len(asked), BATCH):
+                batch = asked[start : start + BATCH]
+                query = f"{_SELECT_SLOT} WHERE slot IN ({marks(len(batch))})"
+                named.update(slot for (slot,) in connection.execute(query, batch))
+        return named
 
     def _put_summary(self, summary: Summary) -> None:
         self.database.set_value("vault", self._codes.pack(summary))

@@ -20,7 +20,7 @@ from llm_unlearn.retrieval.rows import COLUMNS, Codes, Domain, Record, Summary
 
 SELECT = " ".join(("SELECT", COLUMNS, "FROM documents"))
 _SELECT_PART = "SELECT handle, sealed FROM parts "
-_BATCH = 500  # marks per query
+BATCH = 500  # marks per query
 
 
 class VaultReader:
@@ -59,7 +59,7 @@ class VaultReader:
         Raises:
             Damaged: a row fails authentication.
         """
-        clauses, values = [f"state IN ({_marks(len(states))})"], list[object](states)
+        clauses, values = [f"state IN ({marks(len(states))})"], list[object](states)
         wanted = {"fate": fate, "subject": subject, "source": source, "content": content}
         for column, value in wanted.items():
             if value is not None:
@@ -130,9 +130,9 @@ class VaultReader:
         """
         sealed: list[dict[bytes, bytes]] = [{} for _ in names]
         with self.database.reading() as connection:
-            for start in range(0, len(records), _BATCH):
-                handles = [record.handle for record in records[start : start + _BATCH]]
-                query = f"{_SELECT_PART} WHERE handle IN ({_marks(len(handles))}) AND name=?"
+            for start in range(0, len(records), BATCH):
+                handles = [record.handle for record in records[start : start + BATCH]]
+                query = f"{_SELECT_PART} WHERE handle IN ({marks(len(handles))}) AND name=?"
                 for name, rows in zip(names, sealed, strict=True):
                     rows.update(connection.execute(query, [*handles, name]))
         keys = self.keyring.keys([record.slot for record in records])
@@ -177,9 +177,9 @@ class VaultReader:
         self, connection: sqlite3.Connection, handles: Sequence[bytes]
     ) -> dict[bytes, tuple[Record, int]]:
         found = {}
-        for start in range(0, len(handles), _BATCH):
-            batch = handles[start : start + _BATCH]
-            query = f"{SELECT} WHERE handle IN ({_marks(len(batch))})"
+        for start in range(0, len(handles), BATCH):
+            batch = handles[start : start + BATCH]
+            query = f"{SELECT} WHERE handle IN ({marks(len(batch))})"
             for row in connection.execute(query, batch):
                 found[bytes(row[0])] = self._codes.check(row)
         return found
@@ -193,5 +193,6 @@ def part_aad(record: Record, part: str) -> bytes:
     return record.handle + record.subject + part.encode()
 
 
-def _marks(n: int) -> str:
+def marks(n: int) -> str:
+    """The places of `n` values in a query."""
     return ",".join("?" * n)

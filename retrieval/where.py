@@ -30,7 +30,7 @@ class Where:
         tags: it has one of these.
         since, until: it has a date, and that is not before `since` and not after `until`.
         metadata: for each key, its value is the one given, or equals one of a list given; a value
-            that is a list itself matches by any of its elements.
+            that is a list itself matches by any of its elements. No key holds for every document.
 
     Raises:
         InputError: a single string where several values belong, or a date of another type.
@@ -56,8 +56,9 @@ class Where:
                 raise InputError(f"{name}={value!r} is not a date.", "Give a datetime.date.")
 
     def __bool__(self) -> bool:
-        """Whether any condition is given."""
-        return any(getattr(self, item.name) is not None for item in fields(self))
+        """Whether any condition is given; no key of metadata is none."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return bool(given.pop("metadata")) or any(value is not None for value in given.values())
 
     def tests(self, mark: Mark) -> dict[str, Test | Wanted]:
         """The conditions by attribute (`attributes`), for masks."""

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import Damaged, InputError, KeysMissing, WorkspaceVersion
-from llm_unlearn.retrieval import Store, claim
+from llm_unlearn.errors import (
+    Damaged,
+    InputError,
+    KeysMissing,
+    NotFound,
+    WorkspaceMissing,
+    WorkspaceVersion,
+)
+from llm_unlearn.retrieval import Store, bars, claim
 from llm_unlearn.retrieval.database import Database
 
 
@@ -46,6 +53,46 @@ def test_restore_replays_deletions(tmp_path: Path, tools: Any) -> None:
         assert store.settings == tools.settings
         store.add([doc("d1", "back again")])
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["lock", "workspace.db"]
+
+
+def test_restore_keeps_fences_and_holds_of_the_store_in_use(tmp_path: Path, tools: Any) -> None:
+    """Set since, ended since, and a bar; without the store in use, all is as it was."""
+    place = (tmp_path / "s", tmp_path / "k", tools.Embedder())
+    with Store.create(*place, tools.settings) as store:
+        store.add(doc(f"d{i}", f"apples number {i}") for i in range(6))
+        store.hold(id="d4")
+        store.backup(tmp_path / "backup")
+        store.hold(id="d1")
+        bars.add(store.vault.database, [store.vault.mark("id", "d1")], b"a" * 16)
+        store.hold(id="d2")
+        store.release(id="d4")
+        store.delete(id="d5")
+        store.fence(id="d3")
+    (tmp_path / "s" / "workspace.db").rename(tmp_path / "moved")
+    keys = shutil.copytree(tmp_path / "k", tmp_path / "k2")
+    with Store.restore(tmp_path / "backup", tmp_path / "s2", keys, place[2]) as store:
+        assert store.held() == ["d4"]
+        hits = store.search("apples", groups=["staff"], k=20)
+        assert {hit.document for hit in hits} == {"d0", "d1", "d2", "d3"}
+    with Store.restore(tmp_path / "backup", *place, current=tmp_path / "moved") as store:
+        assert store.held() == ["d1", "d2"]
+        hits = store.search("apples", groups=["staff"], k=20)
+        assert {hit.document for hit in hits} == {"d0", "d4"}
+        assert store.release(id="d1") == 0  # it is barred
+        assert store.release(id="d2") == 1
+        store.verify()
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, tools: Any) -> None:
+    place = (tmp_path / "s", tmp_path / "k", tools.Embedder())
+    with Store.create(*place, tools.settings) as store:
+        store.backup(tmp_path / "backup")
+    shutil.rmtree(tmp_path / "s")
+    with pytest.raises(NotFound, match="no backup at"):
+        Store.restore(tmp_path / "none", *place)
+    with pytest.raises(WorkspaceMissing, match="none"):
+        Store.restore(tmp_path / "backup", *place, current=tmp_path / "none")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["lock"]
 
 
 def test_a_damaged_or_foreign_backup_is_refused(tmp_path: Path, tools: Any) -> None:

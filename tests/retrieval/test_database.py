@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +145,94 @@ def test_one_writer(tmp_path: Path) -> None:
         WriterLock(tmp_path / "lock").acquire()
     with WriterLock(tmp_path / "lock"):
         pass
+
+
+def test_a_lock_that_cannot_be_marked_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("ftruncate", "pwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(EnvironmentFailure, match="disk full"):
+                WriterLock(tmp_path / "lock").acquire()
+        with WriterLock(tmp_path / "lock"):
+            pass
+
+
+@contextlib.contextmanager
+def _unwritable(folder: Path) -> Iterator[None]:
+    """The folder as somebody sees it who may read everything in it and write nothing."""
+    others = [path for path in folder.iterdir() if path.stat().st_mode & 0o400]
+    for path in others:
+        path.chmod(0o444)
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        for path in others:
+            path.chmod(0o600)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may come to."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_reader_without_write_access_sees_commits(shared: Path, closed: bool) -> None:
+    path = shared / "w.db"
+    with Database.open(path, create=True) as writer:
+        writer.set_value("a", b"1")
+    with _unwritable(shared):
+        reader = Database.open(path, readonly=True)
+        seen = [reader.change(), reader.change()]
+        assert reader.value("a") == b"1"
+    assert len(set(seen)) == 1
+    for value in (b"2", b"3"):
+        writer = Database.open(path)
+        writer.set_value("a", value)
+        if closed:
+            writer.close()
+        with _unwritable(shared):
+            seen.append(reader.change())
+            assert reader.value("a") == value
+            assert Database.open(path, readonly=True).value("a") == value
+        writer.close()
+    assert len(set(seen)) == 3
+    reader.close()
+
+
+def test_changes_that_a_reader_cannot_see_are_not_passed_over(shared: Path) -> None:
+    """They are in a log that this user may not read."""
+    Database.open(shared / "w.db", create=True).close()
+    with _unwritable(shared):
+        reader = Database.open(shared / "w.db", readonly=True)
+        assert reader.value("a") is None
+    with Database.open(shared / "w.db") as writer:
+        writer.set_value("a", b"1")
+        (shared / "w.db-wal").chmod(0)
+        with _unwritable(shared):
+            with pytest.raises(WorkspaceReadOnly, match="log that cannot be read"):
+                Database.open(shared / "w.db", readonly=True)
+            for look in (reader.change, lambda: reader.value("a")):
+                with pytest.raises(WorkspaceReadOnly, match="log that cannot be read"):
+                    look()
+    with _unwritable(shared):
+        assert reader.value("a") == b"1"  # the writer has closed: nothing is in a log
+    reader.close()
 
 
 def test_an_older_format_is_brought_up_step_by_step(tmp_path: Path, tools: Any) -> None:

@@ -65,9 +65,23 @@ def test_destruction_by_another_object_is_seen_at_once(ring: Keyring) -> None:
 def test_slots_are_used_again_with_fresh_keys(ring: Keyring) -> None:
     first = dict(ring.new_keys(3000))  # more than one extent
     ring.destroy(first)
+    assert not set(first) & {slot for slot, _ in ring.new_keys(50)}  # rows may still name them
+    ring.free(first)
     second = dict(ring.new_keys(3000))
     assert ring.capacity < 6000
     assert not set(first.values()) & set(second.values())
+
+
+def test_zero_slots_that_rows_name_are_passed_over(ring: Keyring) -> None:
+    slots = [slot for slot, _ in ring.new_keys(10)]
+    ring.destroy(slots[:3])
+    again = Keyring.open(ring.directory)
+    again.keep(slots[:3])
+    assert not {slot for slot, _ in again.new_keys(1500)} & set(slots)
+    again.rotate()
+    again.free(slots[:2])
+    assert set(slots[:2]) <= {slot for slot, _ in again.new_keys(2000)}
+    assert again.keys([slots[2]]) == [None]
 
 
 def test_no_slot_is_given_twice(ring: Keyring) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llm_unlearn.errors import Damaged, InputError, KeyDestroyed, KeysMissing
+from llm_unlearn.retrieval.keyring import Keyring
 from llm_unlearn.retrieval.vault import NewRecord, Vault
 
 
@@ -115,6 +116,81 @@ def test_sweep_clears_staged_rows_and_orphan_keys(vault: Vault) -> None:
         assert connection.execute("SELECT slot FROM slots").fetchall() == [(record.slot,)]
 
 
+@pytest.mark.parametrize("killed_again", [False, True])
+def test_new_keys_pass_over_what_a_killed_deletion_left(vault: Vault, killed_again: bool) -> None:
+    """Three keys are destroyed, their rows stand: seen by a writer that opens, and by the same one."""
+    vault.add([new(f"d{i}") for i in range(10)])
+    dead = vault.records()[:3]
+    vault.keyring.destroy([record.slot for record in dead])
+    for writer in (vault, Vault(vault.database, Keyring.open(vault.keyring.directory))):
+        if writer is not vault:
+            writer.sweep(quick=True)
+        if killed_again:
+            writer.keyring.new_keys(1200)  # and killed before a row was written
+        else:
+            writer.add([new(f"in {id(writer)}")])
+        assert writer.read_live(dead, "meta") == [None] * 3
+    writer.sweep()
+    assert writer.find_many([record.handle for record in dead]) == {}
+    slots = {record.slot for record in writer.records()}
+    assert writer.keyring.live_slots() == slots
+    assert len(slots) == (7 if killed_again else 9)
+    zero = len(writer.keyring.zero_slots())
+    taken = {slot for slot, _ in writer.keyring.new_keys(zero)}
+    assert {record.slot for record in dead} <= taken  # with their rows gone
+
+
+def test_slots_of_rows_deleted_in_a_transaction_come_back_with_its_commit(vault: Vault) -> None:
+    (handle,) = vault.add([new("a")])
+    (record,) = vault.records()
+    capacity = vault.keyring.capacity
+
+    def fail() -> None:
+        with vault.database.transaction():
+            vault.delete([handle])
+            vault.add([new(f"d{i}") for i in range(capacity - 1)])  # all the rest of the slots
+            vault.add([new("last")])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert vault.read_live([record], "meta") == [None]
+    vault.sweep()
+    assert vault.records() == []
+    assert record.slot in vault.keyring.zero_slots()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_an_interrupt_at_the_commit_destroys_no_key_that_is_needed(
+    vault: Vault, through: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an update: before the commit the old document stays, after it the new one is there."""
+    vault.add([new("a")])
+    changed = vault.database.change()
+    connection = vault.database._connection
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(connection, name)
+
+        def execute(self, query: str, *values: Any) -> Any:
+            if query == "COMMIT" and not through:
+                raise KeyboardInterrupt
+            found = connection.execute(query, *values)
+            if query == "COMMIT":
+                raise KeyboardInterrupt
+            return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vault.database, "_connection", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            vault.replace([new("a", meta=b"later")])
+    (record,) = vault.records()
+    assert vault.read(record, "meta") == (b"later" if through else b"meta of a")
+    assert vault.keyring.live_slots() == {record.slot}
+    assert vault.database.change() != changed
+
+
 def test_sweep_spares_keys_of_other_parties(vault: Vault) -> None:
     ((slot, key),) = vault.keyring.new_keys(1)
     with vault.database.transaction() as connection:
@@ -154,6 +230,17 @@ def test_changed_or_lost_rows_are_noticed(vault: Vault, tamper: str) -> None:
         connection.execute("DELETE FROM parts WHERE handle NOT IN (SELECT handle FROM documents)")
     with pytest.raises(Damaged):
         vault.verify_rows()
+
+
+def test_a_byte_moved_from_one_mark_to_the_next_is_noticed(vault: Vault) -> None:
+    """The code of a row is made over the marks joined together, which stay the same."""
+    vault.add([new("a")])
+    (record,) = vault.records()
+    moved = (record.subject + record.source[:1], record.source[1:])
+    with vault.database.transaction() as connection:
+        connection.execute("UPDATE documents SET subject=?, source=?", moved)
+    with pytest.raises(Damaged):
+        vault.find(record.handle)
 
 
 def test_swapped_parts_are_noticed(vault: Vault) -> None:
