@@ -163,7 +163,7 @@ class Exports:
             raise NotFound(f"No export to {place} is registered as still there.", "Check the path.")
         for export in found:
             beside = self.temporary(export)
-            if beside.exists() and not _remove(beside):
+            if os.path.lexists(beside) and not _remove(beside):
                 raise EnvironmentFailure(
                     f"{beside}, which a killed export left, cannot be removed.",
                     "Remove it by hand.",
@@ -259,14 +259,12 @@ def export_shard(opened: Opened, shard: int, out: Path) -> Export:
 
 def _remove(folder: Path) -> bool:
     """Remove a folder, if it is there; whether it is gone, for good."""
-    if not folder.parent.is_dir():
-        return False  # a disk that is not mounted comes back
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        return False
-    with os_errors(f"remove {folder}"):
+    try:
         sync_directory(folder.parent)
-    return True
+    except OSError:
+        return False  # a disk that is not mounted comes back
+    return not os.path.lexists(folder)
 
 
 def now() -> str:
