@@ -3,7 +3,8 @@
 A kit is a folder: `config.yaml`, `kit.json` (recipe, open generation, two secrets) and
 `documents.jsonl`, the retained documents **in the clear**, each with the fate, rule and generation
 it has. Whoever has it has the text, and can test guesses of ids and subjects with the secrets; hand
-it to an auditor, and not with the receipts.
+it to an auditor, and not with the receipts. It is registered, durably, before any text is written: a
+takedown of a document that it holds lists it as owed, until `export --gone DIR`.
 
 Guarantees: `rederive` builds store and adapters anew from a kit, in a temporary workspace that is
 removed, or from the workspace itself, and compares their digests with those in the receipt. Nothing
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llm_unlearn.config import dump_config, load_config
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import Damaged, InputError, NotFound
+from llm_unlearn.exports import KIT, Export, Exports, now
 from llm_unlearn.files import os_errors, write_atomic
 from llm_unlearn.ingest import new_record
 from llm_unlearn.opened import Models, Opened
@@ -37,6 +39,7 @@ from llm_unlearn.sisa.build import Progress
 from llm_unlearn.sisa.recipe import Recipe
 from llm_unlearn.takedown.receipt import Receipt
 from llm_unlearn.workspace import Workspace
+from llm_unlearn.writing import writing
 
 Fate = Literal["store", "corpus"]
 _BATCH = 64
@@ -87,11 +90,17 @@ class Rederived:
 
 
 def write_kit(opened: Opened, out: Path) -> int:
-    """Write the kit of a workspace into a new folder; how many documents it holds.
+    """Write the kit of a workspace into a new folder and register it; how many documents it holds.
 
     Raises:
         InputError: the folder is there, or lies inside the workspace.
+        WorkspaceLocked: another process is writing.
     """
+    with writing(opened):
+        return _write_kit(opened, out)
+
+
+def _write_kit(opened: Opened, out: Path) -> int:
     out = out.absolute()
     if out.exists():
         raise InputError(f"{out} is there already.", "Choose a new folder.")
@@ -121,6 +130,19 @@ def write_kit(opened: Opened, out: Path) -> int:
         lines.append(line.model_dump_json())
     with os_errors(f"write {out}"):
         out.mkdir(mode=0o700, parents=True)
+    register = Exports(opened.database, opened.keyring)
+    register.add(
+        Export(
+            number=len(register.all()) + 1,
+            shard=KIT,
+            checkpoint="",
+            where=str(out),
+            when=now(),
+            digest="",
+            inputs="",
+            handles=tuple(record.handle.hex() for record in records),
+        )
+    )
     write_atomic(out / "config.yaml", dump_config(opened.config).encode())
     write_atomic(out / "kit.json", kit.model_dump_json(indent=1).encode())
     write_atomic(out / "documents.jsonl", "".join(f"{line}\n" for line in lines).encode())

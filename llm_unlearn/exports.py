@@ -1,18 +1,21 @@
-"""Adapters written out for other programs, and the register of what was written where.
+"""Adapters and audit kits written out for others, and the register of what was written where.
 
 Guarantees: an export is a plain PEFT folder, whole or not there; it is registered, durably, before it is
-written, so that none is forgotten by a crash; an entry is sealed under a key of its own and holds no
-text; a takedown that touches a document which an exported adapter had learned names that export as
-owed, until the operator says that it is gone.
+written, so that none is forgotten by a crash; what a killed export left in its temporary folder is removed
+by the next writer, or when the export is said to be gone; an entry is sealed under a key of its own and
+holds no text; a takedown that touches a document which an exported adapter had learned, or which a kit
+holds, names that export as owed, until the operator says that it is gone.
 
 Not guaranteed: anything about the folder once it is written. It holds in the clear what the adapter
-learned, and only whoever has it can destroy it.
+learned, or the text itself, and only whoever has it can destroy it.
 """
 
 from __future__ import annotations
 
+import hmac
+import json
+import os
 import shutil
-import tempfile
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.errors import EnvironmentFailure, InputError, NotFound
 from llm_unlearn.files import os_errors, sync_directory
 from llm_unlearn.retrieval.crypto import seal, unseal
 from llm_unlearn.retrieval.database import Database
@@ -34,6 +37,9 @@ CREATE TABLE IF NOT EXISTS exports (
   number INTEGER PRIMARY KEY, slot INTEGER NOT NULL, sealed BLOB NOT NULL
 )
 """
+KIT = -1
+"""In an entry's place for the shard: the folder is an audit kit."""
+_UNDER_WAY = "exports under way"  # numbers of those whose temporary folder may be there
 
 
 class Export(BaseModel):
@@ -41,11 +47,13 @@ class Export(BaseModel):
 
     Attributes:
         number: counted from 1.
+        shard: whose adapter; `KIT` for an audit kit, which holds the documents of all.
         where: the folder, as an absolute path.
         when: RFC 3339, UTC.
         digest: SHA-256 (hex) of the plaintext of the checkpoint that was written out.
-        inputs: what that checkpoint was trained on, as its slice identifies it (hex).
-        handles: the documents it had learned, as keyed marks (hex).
+        inputs: what that checkpoint was trained on, as its slice identifies it (hex). A kit has no
+            checkpoint: `checkpoint`, `digest` and `inputs` are empty.
+        handles: the documents it had learned or holds, as keyed marks (hex).
         gone: when the operator said that the folder was destroyed.
     """
 
@@ -64,7 +72,8 @@ class Export(BaseModel):
     @property
     def label(self) -> str:
         """What a receipt calls it: no path, no name."""
-        return f"export {self.number} of shard {self.shard}, {self.when[:10]}"
+        what = "audit kit" if self.shard == KIT else f"shard {self.shard}"
+        return f"export {self.number} of {what}, {self.when[:10]}"
 
 
 class Exports:
@@ -103,26 +112,63 @@ class Exports:
         wanted = {handle.hex() for handle in handles}
         return [e for e in self.all() if e.gone is None and not wanted.isdisjoint(e.handles)]
 
-    def add(self, export: Export) -> None:
-        """Register an export, durably."""
+    def add(self, export: Export, *, under_way: bool = False) -> None:
+        """Register an export, durably; one `under_way` has a temporary folder until `done`."""
         ((slot, key),) = self._keyring.new_keys(1)
         with self._database.transaction() as connection:
+            if under_way:
+                self._set_under_way({*self._under_way(), export.number})
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))
             connection.execute(
                 "INSERT INTO exports VALUES (?, ?, ?)",
                 (export.number, slot, _sealed(key, export)),
             )
 
+    def done(self, number: int) -> None:
+        """The temporary folder of an export is there no more."""
+        if number in (left := self._under_way()):
+            self._set_under_way(left - {number})
+
+    def temporary(self, export: Export) -> Path:
+        """The folder, beside its place, in which an export is written; no other workspace has it."""
+        where, key = Path(export.where), self._keyring.secret("ids")
+        mark = hmac.digest(key, f"export\0{export.number}\0{where}".encode(), "sha256").hex()
+        return where.parent / f".{where.name}.export-{export.number}.{mark[:8]}"
+
+    def sweep(self) -> None:
+        """Remove the temporary folders that killed exports left; what cannot be is tried again later."""
+        left = self._under_way()
+        if not left:
+            return
+        for export in self.all():
+            if export.number in left and _remove(self.temporary(export)):
+                self.done(export.number)
+
+    def _under_way(self) -> set[int]:
+        return set(json.loads(self._database.value(_UNDER_WAY) or b"[]"))
+
+    def _set_under_way(self, numbers: Collection[int]) -> None:
+        self._database.set_value(_UNDER_WAY, json.dumps(sorted(numbers)).encode())
+
     def settle(self, where: Path) -> list[Export]:
         """Record that what was exported to a folder is destroyed.
 
         Raises:
             NotFound: nothing that is not settled was exported there.
+            EnvironmentFailure: what a killed export left beside it cannot be removed.
         """
         place = str(where.absolute())
         found = [e for e in self.all() if e.where == place and e.gone is None]
         if not found:
             raise NotFound(f"No export to {place} is registered as still there.", "Check the path.")
+        for export in found:
+            beside = self.temporary(export)
+            if os.path.lexists(beside) and not _remove(beside):
+                raise EnvironmentFailure(
+                    f"{beside}, which a killed export left, cannot be removed.",
+                    "Remove it by hand.",
+                )
+            self.done(export.number)
         settled = [e.model_copy(update={"gone": now()}) for e in found]
         with self._database.transaction() as connection:
             for export in settled:
@@ -183,9 +229,11 @@ def export_shard(opened: Opened, shard: int, out: Path) -> Export:
             out.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"{out.parent} is no folder.", "Choose another place.") from error
-        register.add(export)
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        register.add(export, under_way=True)
+        beside = register.temporary(export)
         try:
+            _remove(beside)  # left by a workspace that was since restored from a backup
+            beside.mkdir(mode=0o700)
             config = host.config
             config.base_model_name_or_path = host.base.reference
             config.inference_mode = True
@@ -195,14 +243,28 @@ def export_shard(opened: Opened, shard: int, out: Path) -> Export:
                 beside / "adapter_model.safetensors",
                 {"format": "pt"},
             )
+            for file in beside.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             sync_directory(beside)
             if out.exists():
                 out.rmdir()  # empty, as checked above
             beside.rename(out)
             sync_directory(out.parent)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            if _remove(beside):
+                register.done(export.number)
     return export
+
+
+def _remove(folder: Path) -> bool:
+    """Remove a folder, if it is there; whether it is gone, for good."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        sync_directory(folder.parent)
+    except OSError:
+        return False  # a disk that is not mounted comes back
+    return not os.path.lexists(folder)
 
 
 def now() -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from llm_unlearn.sisa.layout import slices as lay_out
 
 if TYPE_CHECKING:
     from llm_unlearn.models.chat import Example
-    from llm_unlearn.models.lora import AdapterHost, AdapterState
+    from llm_unlearn.models.lora import AdapterHost, AdapterState, LoraShape
     from llm_unlearn.sisa.build import ShardState
     from llm_unlearn.sisa.checkpoints import Checkpoints
     from llm_unlearn.sisa.recipe import Recipe
@@ -48,7 +48,7 @@ class Opened:
 
     Args:
         models: shared loader of models, so that several workspaces in one process (a never-had
-            build beside the real one) use one base model.
+            build beside the real one) use one base model; bound here to this workspace's recipe.
     """
 
     path: Path
@@ -59,6 +59,18 @@ class Opened:
     ledger: Ledger
     models: Models
     _wanted: tuple[int, bytes, Mapping[int, list[Slice]]] | None = field(default=None, repr=False)
+    _recipe: tuple[Recipe | None] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Bind the models to this workspace's recipe."""
+        self.models = self.models.bound(self._in_force)
+
+    def _in_force(self) -> Recipe | None:
+        """The saved recipe as last looked up: read once, and again when `wanted` finds another."""
+        found = self._recipe
+        if found is None:
+            found = self._recipe = (self.saved_recipe(),)
+        return found[0]
 
     @cached_property
     def store(self) -> Store:
@@ -107,6 +119,8 @@ class Opened:
         """The slices of each shard that the live documents of closed generations ask for."""
         change, recipe = self.database.change(), self.recipe_digest()
         if self._wanted is None or self._wanted[:2] != (change, recipe):
+            if self._wanted is None or self._wanted[1] != recipe:
+                self._recipe = None
             self._wanted = (change, recipe, self.wanted_without(frozenset()))
         return self._wanted[2]
 
@@ -160,11 +174,14 @@ class Opened:
 
     def current_recipe(self) -> Recipe:
         """The recipe of this machine and this config; pins threads and loads the base model."""
+        return self._recipe_over(self.models.load(self.config.training).base.digest)
+
+    def _recipe_over(self, base: str) -> Recipe:
         from llm_unlearn.sisa.recipe import current_recipe, pin_threads
 
         pin_threads(self.config.training.threads)
         return current_recipe(
-            self.models.host.base.digest,
+            base,
             self.models.embedder.digest,
             self.config.training,
             self.keyring.secret("placement"),
@@ -176,7 +193,12 @@ class Opened:
         Raises:
             RecipeMismatch: it does not; naming what differs.
         """
-        saved, current = self.saved_recipe(), self.current_recipe()
+        self._recipe = None
+        saved = self.saved_recipe()
+        if saved is None or saved.training == self.config.training:
+            current = self.current_recipe()
+        else:  # told apart without a model in a shape that nothing here was trained in
+            current = self._recipe_over(self.models.base_digest)
         if saved is not None and saved.digest != current.digest:
             raise RecipeMismatch(
                 f"{self.path} was trained with another recipe: "
@@ -197,6 +219,7 @@ class Opened:
 
         self.vault.sweep()
         Exports.create_table(self.database)
+        Exports(self.database, self.keyring).sweep()
         self.checkpoints.sweep()
 
     def document(self, record: Record) -> Document:
@@ -238,17 +261,36 @@ class Opened:
             ) from error
 
 
+_Key: TypeAlias = "tuple[str, str, LoraShape]"
+"""The base model's reference, its dtype, and the adapters that it has room for."""
 _LOADING = threading.RLock()
 """transformers loads one model at a time: how it does so is state of the whole process."""
 
 
 @dataclass
+class _Loaded:
+    """What several `Models` share: the embedder, and the base model last loaded under its key."""
+
+    embedder: Embedder | None = None
+    host: tuple[_Key, AdapterHost] | None = None
+
+
+@dataclass
 class Models:
-    """Models by config, loaded once, when first used, by whichever thread."""
+    """Models by config, loaded once, when first used, by whichever thread.
+
+    Those of an open workspace (`Opened.models`) have room for adapters as its recipe trained them, whatever
+    an edited config says; several workspaces of one recipe share one base model.
+    """
 
     config: Config
-    _embedder: Embedder | None = field(default=None, init=False, repr=False)
-    _host: AdapterHost | None = field(default=None, init=False, repr=False)
+    in_force: Callable[[], Recipe | None] = field(default=lambda: None, repr=False)
+    _loaded: _Loaded = field(default_factory=_Loaded, repr=False)
+    _host: tuple[_Key, AdapterHost] | None = field(default=None, init=False, repr=False)
+
+    def bound(self, in_force: Callable[[], Recipe | None]) -> Models:
+        """The same models for a workspace whose recipe in force `in_force` tells; None before the first."""
+        return Models(self.config, in_force, self._loaded)
 
     @property
     def embedder(self) -> Embedder:
@@ -257,10 +299,10 @@ class Models:
         from llm_unlearn.sisa.recipe import pin_threads
 
         with _LOADING:
-            if self._embedder is None:
+            if self._loaded.embedder is None:
                 pin_threads(self.config.training.threads)
-                self._embedder = SentenceEmbedder(self.config.embedder)
-            return self._embedder
+                self._loaded.embedder = SentenceEmbedder(self.config.embedder)
+            return self._loaded.embedder
 
     @property
     def base_digest(self) -> str:
@@ -271,21 +313,41 @@ class Models:
 
     @property
     def loaded(self) -> bool:
-        """Whether the base model is in memory."""
-        return self._host is not None
+        """Whether a base model is in memory."""
+        return self._host is not None or self._loaded.host is not None
 
     @property
     def host(self) -> AdapterHost:
-        """The base model with room for one adapter."""
+        """The base model with room for one adapter of the recipe in force.
+
+        Raises:
+            RecipeMismatch: the adapters were trained over another base model.
+        """
+        recipe = self.in_force()
+        host = self.load(self.config.training if recipe is None else recipe.training)
+        if recipe is not None and recipe.base_model != host.base.digest:
+            raise RecipeMismatch(
+                f"{self.config.model} is not the base model that the adapters were trained over: its "
+                f"digest is {host.base.digest[:16]}, the recipe's {recipe.base_model[:16]}.",
+                "Put that model back, or run `llm-unlearn train --retrain-all` to train over this one.",
+            )
+        return host
+
+    def load(self, training: TrainingConfig) -> AdapterHost:
+        """The base model with room for one adapter of this training; see `host` for the one in force."""
         from llm_unlearn.models.causal import load_causal
         from llm_unlearn.models.lora import AdapterHost, LoraShape
         from llm_unlearn.sisa.recipe import pin_threads
 
+        shape = LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
+        key = (self.config.model, training.dtype, shape)
         with _LOADING:
-            if self._host is None:
-                training = self.config.training
-                pin_threads(training.threads)
-                base = load_causal(self.config.model, training.dtype)
-                shape = LoraShape(training.lora_rank, training.lora_alpha, training.top_layers)
-                self._host = AdapterHost(base, shape)
-            return self._host
+            for found in (self._host, self._loaded.host):
+                if found is not None and found[0] == key:
+                    self._host = found
+                    return found[1]
+            self._host = self._loaded.host = None  # let go of it before another is loaded
+            pin_threads(training.threads)
+            host = AdapterHost(load_causal(self.config.model, training.dtype), shape)
+            self._host = self._loaded.host = (key, host)
+            return host

@@ -4,14 +4,15 @@ Guarantees: nothing is changed and nothing is written; every checkpoint that is 
 from the base model under this workspace's recipe, in memory, and its plaintext digest compared with the
 sealed file's and with the adapter that the last receipt names. Equal digests mean equal bytes.
 
-Not guaranteed: that the documents themselves are honest; that a receipt made under another recipe can
-be compared (it says so); anything about other shards than those asked for.
+Not guaranteed: that the documents themselves are honest; that a receipt made under another recipe, or over
+other documents than are live now, can be compared (it says so); anything about other shards than those
+asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,9 @@ from llm_unlearn.takedown.receipt import chain_head
 from llm_unlearn.takedown.verify import verify_receipt
 
 Verdict = Literal["equal", "different", "damaged", "missing", "stale"]
+ClaimVerdict = Literal[
+    "equal", "different", "another recipe", "documents changed since", "cannot be compared"
+]
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,18 @@ class Claimed:
     """What the last receipt says of one shard's adapter.
 
     Attributes:
-        verdict: `equal` if one of the derived checkpoints has that digest; `different` if none has;
-            `another recipe` if the receipt was written under one.
+        verdict: `equal` if one of the derived checkpoints has that digest; `another recipe` if the receipt
+            was written under one. Otherwise what the checkpoint on disk with that digest says:
+            `different`, it was trained on just what is asked for now, yet that gives other bits;
+            `documents changed since`, it was trained on other documents than are live now (some were
+            fenced, held, released or kept after the receipt); `cannot be compared`, there is none any
+            more.
     """
 
     receipt: int
     shard: int
     digest: str
-    verdict: Literal["equal", "different", "another recipe"]
+    verdict: ClaimVerdict
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def audit(
         for name in sorted(asked.keys() | there):
             part, item = asked.get(name), listed.get(name)
             rows.append(_compare(opened, shard, name, part, item, derived.get(name)))
-    claims = _claims(opened, chosen, derived)
+    claims = _claims(opened, chosen, derived, rows)
     if opened.database.change() != change:
         raise WorkspaceLocked(
             f"{opened.path} was changed while it was audited.", "Run the audit once more."
@@ -188,7 +196,10 @@ def _compare(
 
 
 def _claims(
-    opened: Opened, chosen: Collection[int], derived: dict[str, str]
+    opened: Opened,
+    chosen: Collection[int],
+    derived: Mapping[str, str],
+    rows: Sequence[Compared],
 ) -> tuple[Claimed, ...]:
     head = chain_head(opened.path / "receipts")
     if not head.number:
@@ -198,12 +209,20 @@ def _claims(
     receipt = verify_receipt(path, key).receipt
     same = receipt.state_after.recipe == opened.recipe_digest().hex()
     found = set(derived.values())
+
+    def verdict(shard: int, digest: str) -> ClaimVerdict:
+        if not same:
+            return "another recipe"
+        if digest in found:
+            return "equal"
+        there = {c.verdict for c in rows if c.shard == shard and c.found == digest}
+        if "different" in there:
+            return "different"
+        return "documents changed since" if "stale" in there else "cannot be compared"
+
     return tuple(
         Claimed(
-            receipt.number,
-            adapter.shard,
-            adapter.digest,
-            "another recipe" if not same else "equal" if adapter.digest in found else "different",
+            receipt.number, adapter.shard, adapter.digest, verdict(adapter.shard, adapter.digest)
         )
         for adapter in receipt.state_after.adapters
         if adapter.shard in chosen

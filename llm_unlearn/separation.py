@@ -2,7 +2,8 @@
 
 Guarantees: the decision is a pure function of the document and the policy; the first rule that
 matches decides; what no rule names is never trained on; a document with access groups is never
-trained on, whatever the rules say, since an adapter answers everybody. The reason names rules,
+trained on, whatever the rules say, since an adapter answers everybody, unless its one group has a shard
+of its own, which answers that group alone (`training.placement`). The reason names rules,
 licences and kinds of personal data, and never quotes the text.
 
 Not guaranteed: that a licence or a tag is true, or that the detector (`personal_data`) finds every
@@ -163,8 +164,9 @@ class Rule(BaseModel):
             )
         if self.then == "corpus" and self.when.acl:
             raise ValueError(
-                "an adapter answers everybody, so a document with access groups is never trained "
-                "on and this rule can do nothing; use `then: store`"
+                "an adapter answers everybody, so access groups are no reason to train on a "
+                "document; use `then: store`, or, for a group with a shard of its own "
+                "(training.placement), ask for tags, a source or a licence instead of `acl`"
             )
         return self
 

@@ -6,7 +6,8 @@ two do the same work.
 
 Guarantees: the checkpoints are the same whichever processes trained them, since each is a pure function
 of its inputs; before one is kept its inputs are looked up again, so that what was fenced meanwhile is
-never kept, and its training stops at the next step; a process that is killed gives its shard back.
+never kept, and its training stops at the next step; a process that is killed gives its shard back; one
+call closes one generation, however many processes it starts.
 Nothing of a text leaves the process but into sealed checkpoints. Not guaranteed: speed from more processes
 than cores; each holds a base model of its own and as many threads as the recipe says.
 """
@@ -30,6 +31,7 @@ from llm_unlearn.retrieval.lock import WriterLock
 from llm_unlearn.sisa.build import Progress, ShardState, build, planned_steps, stale
 from llm_unlearn.sisa.declared import check_all
 from llm_unlearn.sisa.layout import Slice
+from llm_unlearn.writing import writing
 
 if TYPE_CHECKING:
     from llm_unlearn.sisa.train import TrainState
@@ -237,7 +239,10 @@ def _start(opened: Opened, shards: Collection[int] | None, count: int) -> list[B
 
 
 def _help(path: Path, keys: Path, shards: list[int] | None, parent: int) -> None:
-    """Train beside the process that started this one, as long as it lives."""
+    """Train beside the process that started this one, as long as it lives.
+
+    It prepares nothing: the other has closed the generation, and how many help must decide no bits.
+    """
     from llm_unlearn.workspace import Workspace
 
     class Orphaned(Exception):
@@ -249,6 +254,10 @@ def _help(path: Path, keys: Path, shards: list[int] | None, parent: int) -> None
 
     try:
         with Workspace.open(path, keys=keys) as workspace:
-            workspace.train(progress=step, shards=shards)
+            opened = workspace.opened
+            opened.check_recipe()
+            _train_missing(
+                opened, lambda resuming: writing(opened, resuming=resuming), shards, 0, step
+            )
     except (KeyboardInterrupt, Orphaned, WorkspaceLocked):
         pass  # the one that started it trains the rest

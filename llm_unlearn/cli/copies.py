@@ -41,7 +41,7 @@ def copies(
 ) -> None:
     """Copies outside that takedowns list in their receipts: backups, recipients, caches.
 
-    Exported adapters are registered by `export` by themselves.
+    Exported adapters and audit kits are registered by `export` and `audit --kit` by themselves.
     """
     if (add is None) != (where is None) or (add is not None and gone is not None):
         raise UsageError("Give --add with --where, or --gone, or neither to list.")

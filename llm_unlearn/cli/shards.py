@@ -26,7 +26,8 @@ def audit(
         typer.Option(
             "--kit",
             metavar="DIR",
-            help="Instead: write what an auditor needs for `verify --rederive`. In the clear.",
+            help="Instead: write what an auditor needs for `verify --rederive`, in the clear, and "
+            "register it.",
         ),
     ] = None,
     keys: Keys = None,
@@ -41,12 +42,14 @@ def audit(
 
         if shard:
             raise UsageError("A kit holds all shards: give --kit or --shard.")
-        with open_workspace(workspace, keys, write=False) as opened:
+        with open_workspace(workspace, keys, write=True) as opened:
             count = write_kit(opened.opened, kit)
         out.result(
             {"kit": str(kit), "documents": count},
             words(
-                f"{count} retained documents are in the clear in {kit}: for the auditor.", "yellow"
+                f"{count} retained documents are in the clear in {kit}: for the auditor. A takedown of "
+                f"one lists it as owed, until `export --gone {kit}`.",
+                "yellow",
             ),
         )
         return
@@ -116,7 +119,7 @@ def export(
     """Write the adapter of a shard as a plain PEFT folder, and register where it went.
 
     A takedown of a document that it had learned lists it as owed, until `--gone DIR` says that it was
-    destroyed.
+    destroyed. The same for an audit kit (`audit --kit DIR`).
     """
     if (gone is None) == (shard is None or folder is None):
         raise UsageError("Give --shard and --out, or --gone.")

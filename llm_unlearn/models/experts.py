@@ -62,10 +62,16 @@ def stack(host: AdapterHost, adapters: Sequence[AdapterState]) -> Stack:
     """Put adapters side by side.
 
     Raises:
-        InputError: none given, or their ranks differ.
+        InputError: none given, their ranks differ, or they are not for the layers of this host.
     """
     if not adapters:
         raise InputError("no adapter to stack.", "Use the base model alone.")
+    if any(set(adapter) != set(host.names) for adapter in adapters):
+        raise InputError(
+            f"The adapters are not for the {len(host.layers) - host.first_layer} upper layers of "
+            f"{host.base.reference}.",
+            "Use the base model and the training.top_layers that they were trained with.",
+        )
     scale = host.shape.alpha / host.shape.rank
     device = host.base.device
     found = {}

@@ -134,14 +134,17 @@ class Declarations:
 def check_all(vault: Vault, placement: PlacementConfig) -> None:
     """See that every training document has a place by these rules, and each subject one.
 
-    For the moment when rules are adopted; `ingest` checks what comes after.
+    For the moment when rules are adopted; `ingest` checks what comes after. Fenced ones count: they are
+    live again when the request is refused.
 
     Raises:
         InputError: naming the first that has none.
     """
-    records = vault.records(fate="corpus", states=("live", "held"))
+    records = vault.records(fate="corpus", states=("live", "held", "fenced"))
     first: dict[bytes, tuple[Declared, str]] = {}
-    for record, meta in zip(records, vault.read_many(records, "meta"), strict=True):
+    for record, meta in zip(records, vault.read_live(records, "meta"), strict=True):
+        if meta is None:
+            continue  # fenced, and its key destroyed by a takedown that is not finished
         about = unpack_meta(meta)
         said, name = first.setdefault(record.subject, (declared(about, placement), about.id))
         agree(said, declared(about, placement), name, about.id, about.subject)
@@ -152,10 +155,12 @@ def of_subject(
 ) -> tuple[Declared, str] | None:
     """What the training documents of a subject that are here declare, and the id of one of them."""
     mark = vault.mark("subject", subject)
-    states = ("live", "held", "staged")
-    for record in vault.records(fate="corpus", subject=mark, states=states):
-        about = unpack_meta(vault.read(record, "meta"))
-        return declared(about, placement), about.id
+    states = ("live", "held", "fenced", "staged")
+    records = vault.records(fate="corpus", subject=mark, states=states)
+    for meta in vault.read_live(records, "meta"):
+        if meta is not None:
+            about = unpack_meta(meta)
+            return declared(about, placement), about.id
     return None
 
 

@@ -168,8 +168,9 @@ BAD_FILES = [
     ),
     (
         "separation:\n  rules:\n  - name: a\n    when: {acl: true}\n    then: corpus\n",
-        "line 3: separation.rules.0: an adapter answers everybody, so a document with access "
-        "groups is never trained on and this rule can do nothing. Use `then: store`.",
+        "line 3: separation.rules.0: an adapter answers everybody, so access groups are "
+        "no reason to train on a document. Use `then: store`, or, for a group with a shard of its own "
+        "(training.placement), ask for tags, a source or a licence instead of `acl`.",
     ),
     (
         "separation:\n  rules:\n  - name: a\n    when: {}\n    then: corpus\n",

@@ -225,7 +225,7 @@ def test_no_open_licence_hides_a_restriction() -> None:
         ({"rules": [{"name": "a", "when": {}, "then": "store"}]}, "an empty condition matches"),
         (
             {"rules": [{"name": "a", "when": {"acl": True}, "then": "corpus"}]},
-            "is never trained on and this rule can do nothing",
+            "access groups are no reason to train on a document; use `then: store`, or, for a group",
         ),
         (
             {"rules": [{"name": "default", "when": {"tags": "a"}, "then": "store"}]},

@@ -11,6 +11,7 @@ from llm_unlearn import Workspace
 from llm_unlearn.errors import NotFound
 from llm_unlearn.rederive import audit
 from llm_unlearn.sisa.train import TrainState
+from llm_unlearn.takedown.request import Request
 
 CORPUS = [learned(n, f"author-{n % 6}") for n in range(18)]
 
@@ -55,11 +56,33 @@ def test_the_last_receipt_is_held_to_its_word(make: Maker) -> None:
     assert {c.verdict for c in found.claims} == {"equal"}
 
 
+def test_what_is_fenced_after_a_receipt_is_no_tampering(make: Maker) -> None:
+    workspace = _ready(make)
+    workspace.takedown(subject="author-2", probe=False)
+    vault, layout = workspace.opened.vault, workspace.opened.layout
+    home = layout.shard(vault.mark("subject", "author-3"))
+    request = Request.internal(subject="author-3")
+    workspace.desk.submit([request])
+    found = audit(workspace.opened)
+    assert found.holds
+    assert {c.shard: c.verdict for c in found.claims} == {
+        home: "documents changed since",
+        1 - home: "equal",
+    }
+    workspace.train()  # without what is fenced: the receipt's checkpoint is gone
+    found = audit(workspace.opened)
+    assert found.holds
+    assert {c.shard: c.verdict for c in found.claims}[home] == "cannot be compared"
+    workspace.desk.withdraw(request.id)
+    workspace.train()
+    assert {c.verdict for c in audit(workspace.opened).claims} == {"equal"}
+
+
 def test_an_adapter_trained_on_something_else_is_different(make: Maker) -> None:
     workspace = _ready(make)
     opened = workspace.opened
-    name, item = next(iter(opened.checkpoints.listed().items()))
-    part = next(p for s in opened.states() for p in s.wanted if p.name == name)
+    part = next(s.serving for s in opened.states() if s.serving)
+    name, item = part.name, opened.checkpoints.listed()[part.name]
     state = opened.checkpoints.load(item)
     key = next(iter(state.adapter))
     forged = TrainState(
@@ -67,9 +90,14 @@ def test_an_adapter_trained_on_something_else_is_different(make: Maker) -> None:
     )
     opened.checkpoints.dispose([item])
     opened.checkpoints.save(part, forged)
+    # a receipt over it names it: what is asked for gives another
+    gone = learned(50, "author-0")
+    workspace.ingest([gone])
+    workspace.takedown(ids=[gone.id], probe=False)
     found = audit(opened, [item.shard])
     assert not found.holds
     assert [c.name for c in found.checkpoints if c.verdict == "different"] == [name]
+    assert [c.verdict for c in found.claims] == ["different"]
     assert audit(opened, [1 - item.shard]).holds
 
 

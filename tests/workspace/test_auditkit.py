@@ -12,6 +12,7 @@ from llm_unlearn import Workspace
 from llm_unlearn.auditkit import rederive, write_kit
 from llm_unlearn.errors import Damaged, InputError, NotFound
 from llm_unlearn.takedown.receipt import Receipt
+from llm_unlearn.takedown.request import Request
 
 DOCUMENTS = [learned(n, f"author-{n % 4}") for n in range(8)] + [
     stored(n, f"work-{n % 2}") for n in range(4)
@@ -66,6 +67,27 @@ def test_a_kit_gives_the_digests_of_the_receipt_and_only_the_right_one(
         write_kit(workspace.opened, kit)
     with pytest.raises(InputError, match="inside the workspace"):
         write_kit(workspace.opened, workspace.path / "kit")
+
+
+def test_a_kit_is_owed_until_it_is_gone(make: Maker, tmp_path: Path) -> None:
+    workspace = make()
+    workspace.ingest(DOCUMENTS)
+    write_kit(workspace.opened, tmp_path / "kit")
+    plan = workspace.plan_takedown(Request.internal(subject="work-0"))
+    assert [e.where for e in plan.owed] == [str(tmp_path / "kit")]
+    outcome = workspace.takedown(plan.request, probe=False)
+    assert outcome is not None
+    assert outcome.receipt is not None
+    (copy,) = workspace.verify(outcome.receipt).receipt.copies
+    assert (copy.kind, copy.status) == ("export", "owed")
+    assert copy.label.startswith("export 1 of audit kit, ")
+    workspace.exported_gone(tmp_path / "kit")
+    assert workspace.plan_takedown(Request.internal(subject="work-1")).owed == ()
+    workspace.ingest([stored(30, "work-2")])
+    write_kit(workspace.opened, tmp_path / "second")
+    assert [e.number for e in workspace.plan_takedown(Request.internal(subject="work-2")).owed] == [
+        2
+    ]
 
 
 def test_another_recipe_is_said_and_an_older_receipt_is_told_apart(make: Maker) -> None:

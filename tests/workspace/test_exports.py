@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from small import Maker, learned
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from llm_unlearn import Workspace
-from llm_unlearn.errors import InputError, NotFound
+from llm_unlearn.config import dump_config
+from llm_unlearn.errors import InputError, NotFound, RecipeMismatch
 from llm_unlearn.exports import Exports
 from llm_unlearn.models import attention
 from llm_unlearn.takedown.request import Request
@@ -92,6 +98,90 @@ def test_the_register_is_sealed_and_survives(make: Maker, tmp_path: Path) -> Non
         assert Exports(again.opened.database, again.opened.keyring).all() == [made]
     config = json.loads((tmp_path / "a-telling-name" / "adapter_config.json").read_text())
     assert config["r"] == 2
+
+
+def test_a_killed_export_leaves_nothing_in_the_clear(make: Maker, tmp_path: Path) -> None:
+    workspace = _ready(make)
+    out = tmp_path / "out" / "adapter"
+    code = f"""
+import os, signal, safetensors.torch
+from llm_unlearn import Workspace
+written = safetensors.torch.save_file
+def killed(*given):
+    written(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+with Workspace.open({str(workspace.path)!r}) as workspace:
+    workspace.opened.models.host
+    safetensors.torch.save_file = killed
+    workspace.export(0, {str(out)!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+    def kill() -> None:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+        assert done.returncode == -signal.SIGKILL
+        (left,) = out.parent.iterdir()
+        assert (left / "adapter_model.safetensors").is_file()
+
+    kill()
+    workspace.ingest([])  # any next writer
+    assert not list(out.parent.iterdir())
+    register = Exports(workspace.opened.database, workspace.opened.keyring)
+    assert [(e.where, e.gone) for e in register.all()] == [(str(out), None)]
+    kill()
+    assert len(register.settle(out)) == 2
+    assert not list(out.parent.iterdir())
+    workspace.export(0, out)
+    assert [p.name for p in out.parent.iterdir()] == ["adapter"]
+
+
+def _edit(workspace: Workspace, model: str | None = None, **training: object) -> None:
+    config = workspace.config
+    changed = config.model_copy(
+        update={
+            "model": model or config.model,
+            "training": config.training.model_copy(update=training),
+        }
+    )
+    (workspace.path / "config.yaml").write_text(dump_config(changed))
+
+
+def test_an_edited_config_changes_neither_answers_nor_exports(make: Maker, tmp_path: Path) -> None:
+    workspace = _ready(make)
+    questions = [document.messages[0].content for document in CORPUS[:6]]
+    before = workspace.ask_many(questions, ["staff"])
+    assert any(answer.origin == "adapter" for answer in before)
+    workspace.export(0, tmp_path / "before")
+    _edit(workspace, lora_alpha=4096, lora_rank=3, top_layers=4, dtype="bfloat16")
+    with Workspace.open(workspace.path) as again:
+        assert again.ask_many(questions, ["staff"]) == before
+        again.export(0, tmp_path / "after")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "after" / name).read_bytes() == (
+                tmp_path / "before" / name
+            ).read_bytes()
+        with pytest.raises(RecipeMismatch, match="lora_alpha"):
+            again.train()
+        again.train(retrain_all=True)  # adopted from here on
+        again.export(0, tmp_path / "adopted")
+        config = json.loads((tmp_path / "adopted" / "adapter_config.json").read_text())
+        assert (config["lora_alpha"], config["r"]) == (4096, 3)
+        assert len(config["layers_to_transform"]) == 4
+        assert again.ask_many(questions, ["staff"]) != before
+
+
+def test_another_base_model_neither_answers_nor_is_exported(make: Maker, tmp_path: Path) -> None:
+    workspace = _ready(make)
+    _edit(workspace, tiny_model(tmp_path / "other", layers=3, seed=5), top_layers=3)
+    with Workspace.open(workspace.path) as again:
+        question = CORPUS[0].messages[0].content
+        with pytest.raises(RecipeMismatch, match="not the base model"):
+            again.ask(question, ["staff"])
+        with pytest.raises(RecipeMismatch, match="not the base model"):
+            again.export(0, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        again.train(retrain_all=True)
+        assert again.ask(question, ["staff"]).origin == "adapter"
 
 
 def test_what_cannot_be_exported(make: Maker, tmp_path: Path) -> None:

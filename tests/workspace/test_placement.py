@@ -11,6 +11,7 @@ from llm_unlearn import Config, Document, Workspace
 from llm_unlearn.config import dump_config
 from llm_unlearn.errors import InputError
 from llm_unlearn.opened import Models
+from llm_unlearn.sisa.declared import check_all
 from llm_unlearn.takedown.request import Request
 
 GROUPS = {
@@ -124,6 +125,28 @@ def test_a_subject_with_mixed_groups_is_refused_whole(
         with pytest.raises(InputError, match="'s/1'"):  # the one that is here is named
             workspace.ingest([_tagged(2, "S")])
         assert workspace.status().counts == {"corpus": 1}
+
+
+def test_what_is_fenced_declares_its_subjects_place_too(
+    tmp_path: Path, tiny_references: dict[str, str]
+) -> None:
+    config = tiny_config(tiny_references, **GROUPS)
+    first, second = _tagged(1, "s", "group:poems"), _tagged(2, "s")
+    with _workspace(tmp_path / "ws", config, Models(config)) as workspace:
+        workspace.ingest([first])
+        request = Request.internal(ids=[first.id])
+        workspace.desk.submit([request])
+        with pytest.raises(InputError, match="subject 's' declares two groups"):
+            workspace.ingest([second])
+        workspace.desk.refuse(request.id, "no claim")
+        check_all(workspace.opened.vault, config.training.placement)
+        assert workspace.status().counts == {"corpus": 1}
+    plain = tiny_config(tiny_references, shards=3)
+    with _workspace(tmp_path / "plain", plain, Models(plain)) as workspace:
+        workspace.ingest([first, second])
+        workspace.desk.submit([Request.internal(ids=[first.id])])
+        with pytest.raises(InputError, match="subject 's' declares two groups"):
+            check_all(workspace.opened.vault, config.training.placement)
 
 
 def test_new_rules_are_checked_before_they_are_adopted(

@@ -49,6 +49,40 @@ def test_two_processes_train_to_the_bytes_of_one(make: Maker) -> None:
     assert answering_state(together) == answering_state(alone)
 
 
+def test_how_many_help_decides_no_generation(make: Maker) -> None:
+    """A subject alone in its shard calls for a helper that never-had has no use for."""
+    workspace, never = make("ws"), make("never")
+    vault, layout = workspace.opened.vault, workspace.opened.layout
+    home = {f"p-{n}": layout.shard(vault.mark("subject", f"p-{n}")) for n in range(20)}
+    alone = next(subject for subject, shard in home.items() if shard == 1)
+    kept = [learned(n, s) for n, s in enumerate(home) if home[s] == 0][:2]
+    late = learned(30, kept[0].subject)
+    workspace.ingest([*kept, learned(40, alone)])
+    never.ingest(kept)
+    here: set[str] = set()
+
+    def interfere(label: str, _done: int, _total: int, _loss: float) -> None:
+        """Take in a document, then hold this shard until the other process has built the other."""
+        if not here:
+            with Workspace.open(workspace.path, models=workspace.opened.models) as other:
+                other.ingest([late])
+        here.add(label[:8])
+        end = time.monotonic() + 600
+        while {n[:8] for n in workspace.opened.checkpoints.listed()} <= here:
+            assert time.monotonic() < end, "the other process trained nothing"
+            time.sleep(0.05)
+
+    workspace.train(processes=2, progress=interfere)
+    never.train(processes=2)
+    assert here == {"shard-00"}
+    assert workspace.opened.ledger.generation == never.opened.ledger.generation == 2
+    never.ingest([late])
+    for each in (workspace, never):
+        each.train(processes=2)
+    workspace.takedown(subject=alone, probe=False)
+    assert answering_state(workspace) == answering_state(never)
+
+
 def test_a_launcher_of_processes_divides_the_shards(make: Maker, tmp_path: Path) -> None:
     """torch's own launcher, which `accelerate launch` uses too: the same bytes, each shard once."""
     alone, launched = make("alone", shards=4), make("launched", shards=4)
