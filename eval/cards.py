@@ -10,7 +10,7 @@ It quotes the texts that were asked for: where it is kept is the caller's busine
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -159,10 +159,21 @@ def counted(
     )
 
 
+def yardstick(sides: Collection[Side]) -> tuple[Side | None, str, str]:
+    """With which side now is compared, its name in words, and what has to be said if it is the base."""
+    if "never had" in sides:
+        return "never had", "a model that never had it", ""
+    if "base" in sides:
+        alone = " There is no never-had to say what of it is learned."
+        return "base", "the base model alone", alone
+    return None, "", ""
+
+
 def too_few(count: int, what: str, gap: float, name: str) -> str:
     """The verdict on fewer than `FEWEST`: nothing, but which way the value points."""
     way = "to neither side" if gap == 0 else "to more" if gap > 0 else "to less"
-    return f"{count} {what}, too few to judge by ({FEWEST} at least): {gap:+.3f} against {name}, so it points {way}."
+    few = f"{count} {what}{'' if count == 1 else 's'}, too few to judge by ({FEWEST} at least)"
+    return f"{few}: {gap:+.3f} against {name}, so it points {way}."
 
 
 def _interval(values: Sequence[float]) -> Estimate:
@@ -179,21 +190,16 @@ def _verdict(values: Mapping[Side, Sequence[float]]) -> tuple[Level, str]:
     sign the six only two are as far from 0: p = 2/64 = .031, more than never-had.
     """
     now = np.asarray(values["now"], np.float64)
-    other: Side | None = "never had" if "never had" in values else None
-    if other is None and "base" in values:
-        other = "base"
+    other, name, alone = yardstick(values)
     if other is None:
         return "unclear", "Nothing to compare with: no never-had and no base model were asked."
     rest = np.asarray(values[other], np.float64)
-    name = "a model that never had it" if other == "never had" else "the base model alone"
     if np.array_equal(now, rest):
         return "same", f"Exactly what {name} gives, for each text."
     gap = paired_difference(now, rest)
     told = f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
-    alone = "" if other == "never had" else " There is no never-had to say what of it is learned."
     if len(now) < FEWEST:
-        what = "text" if len(now) == 1 else "texts"
-        return "unclear", too_few(len(now), what, gap.mean, name) + alone
+        return "unclear", too_few(len(now), "text", gap.mean, name) + alone
     p = sign_flip(now - rest)
     told += f", p = {p:.2g}"
     if p > CONVINCING:

@@ -106,10 +106,15 @@ def test_every_help_documents_its_options_and_exit_codes(shown: Any, command: st
     assert re.search(r"\b0 +done", text)
     assert re.search(r"130 +stopped by you", text)
     if command:
-        assert "--json" in text
+        assert ("--json" in text) == (command not in ("mcp", "serve"))
         assert "--debug" in text
     else:
         assert all(name.split()[0] in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["audit", "serve"])  # a kit's folder, a webhook's URL
+def test_what_is_handed_over_may_be_unusable(shown: Any, command: str) -> None:
+    assert re.search(r"\b3 +what was handed over is unusable", shown[0][command][1])
 
 
 def test_the_manual_names_every_command_option_and_exit_code(shown: Any) -> None:
@@ -150,6 +155,8 @@ def test_the_version_is_the_package_s(cli: Any) -> None:
         (["takedown", "ws", "--yes"], "exactly one"),
         (["takedown", "ws", "--yes", "-s", "a", "-i", "b"], "exactly one"),
         (["takedown", "ws", "-s", "a"], "--yes"),
+        (["mcp", "ws", "--json"], "--json"),
+        (["serve", "ws", "--json"], "--json"),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_2(cli: Any, arguments: list[str], word: str) -> None:

@@ -19,11 +19,11 @@ from llm_unlearn.eval.router import router_leak
 from llm_unlearn.probing import open_beside, probe_subject, routing
 
 MINE = [
-    *(learned(i, "gone") for i in range(3)),
+    *(learned(i, "gone") for i in range(6)),
     stored(1, "gone"),
 ]
 OTHERS = [learned(i, f"kept-{i}") for i in range(10, 16)]
-STRANGERS = [learned(i, "stranger") for i in range(30, 35)]
+STRANGERS = [learned(i, "stranger") for i in range(30, 36)]
 
 
 def card(report: Report, name: str) -> Card:
@@ -45,6 +45,7 @@ def test_the_road_from_live_to_gone(
     assert before.live
     assert before.sides == ("now", "base")
     assert card(before, "probability").level == "leaks"
+    assert card(before, "membership loss").level == "leaks"
     returned = {
         d.id: bool(v) for d, v in zip(MINE, card(before, "returned").values["now"], strict=True)
     }
@@ -86,6 +87,7 @@ def test_the_road_from_live_to_gone(
     html = page.render([("before", before), ("after", after)])
     for passage in after.passages:
         assert str(page.marked(passage.text, ())) in html
+    assert 'class="lead none"' in html
     assert "None of" in html
     assert html.count("<svg") > 20
     assert "http" not in html.replace("http-equiv", "")
@@ -225,7 +227,7 @@ def test_verdicts_follow_from_values_alone() -> None:
     for few in range(1, 6):  # 2 of 2^5 ways are 6%: no five texts convince
         assert verdict(high[:few], low[:few], low[:few]) == "unclear"
     assert verdict([0.9], [0.9], [0.1]) == "same"
-    for now, way in ((0.9, "+0.800.*points to more"), (0.05, "-0.050.*points to less")):
+    for now, way in ((0.9, r"\+0.800.*points to more"), (0.05, "-0.050.*points to less")):
         card = cards.compared("n", "t", "a", "weights", {"now": [now], "never had": [0.1]})
         assert re.search(f"1 text, .*{way}", card.verdict)
     assert cards.compared("n", "t", "a", "weights", {"now": high}).level == "unclear"
