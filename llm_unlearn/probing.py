@@ -119,7 +119,7 @@ def probe_subject(
             sides["never had"] = _serving(never_had, beside)
     max_tokens = opened.training.max_tokens
     asked = Asked(opened.models.host, documents, controls, max_tokens, deep, told)
-    notes = [*NOTES, *asked.notes()]
+    notes = [*NOTES, *asked.notes(weighed=place is not None)]
     made: list[Card] = []
     found: dict[Side, Gave] = {}
     curves: list[Curve] = []

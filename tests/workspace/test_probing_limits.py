@@ -179,6 +179,7 @@ def test_what_was_not_asked_for_is_counted(make: Maker) -> None:
     assert len(encoded.scored) < len(stored(3, "gone").content) / 2
     notes = list(asked(workspace, [stored(3, "gone")], 30).notes())
     assert notes[0].startswith("1 of 1 texts are longer than 30 tokens")
+    assert not list(asked(workspace, [stored(3, "gone")], 30).notes(weighed=False))
 
 
 def test_membership_is_judged_on_the_same_texts() -> None:
