@@ -86,7 +86,8 @@ def render(reports: Sequence[tuple[str, Report]], frontier: str | None = None) -
 def headline(cards: Sequence[Card]) -> tuple[str, str]:
     """What all cards come to, as a colour (`leaks`, `unclear` or `none`) and in words.
 
-    Good news (`none`) only where every card was judged and none differs from what it should be.
+    Good news (`none`) only where the weights were asked and every card was judged; what could not be told
+    apart, or gives less, is counted beside it.
     """
     count = Counter(c.level for c in cards)
     total = f"{len(cards)} probes"
@@ -99,13 +100,16 @@ def headline(cards: Sequence[Card]) -> tuple[str, str]:
         )
         if count[level]
     ]
-    if all(c.group != "weights" for c in cards):
+    weighed = any(c.group == "weights" for c in cards)
+    if not weighed:
         open_.append("the weights were not asked")
     colour, head = "none", f"None of {total} brings out more than it should"
     if count["leaks"]:
         colour, head = "leaks", f"{count['leaks']} of {total} bring something out"
     elif open_:
-        colour, head = "unclear", f"None of {total} is seen to bring out more than it should"
+        head = f"None of {total} is seen to bring out more than it should"
+        if count["unclear"] or not weighed:
+            colour = "unclear"
     return colour, "; ".join([head, *open_])
 
 
