@@ -89,7 +89,7 @@ def headline(cards: Sequence[Card]) -> tuple[str, str]:
     Good news (`none`) only where the weights were asked and every card was judged; what could not be told
     apart, or gives less, is counted beside it.
     """
-    count = Counter(c.level for c in cards)
+    count: Counter[str] = Counter(c.level for c in cards)
     total = f"{len(cards)} probes"
     open_ = [
         f"{count[level]} {words}"

@@ -155,12 +155,17 @@ def test_the_version_is_the_package_s(cli: Any) -> None:
         (["takedown", "ws", "--yes"], "exactly one"),
         (["takedown", "ws", "--yes", "-s", "a", "-i", "b"], "exactly one"),
         (["takedown", "ws", "-s", "a"], "--yes"),
-        (["mcp", "ws", "--json"], "--json"),
-        (["serve", "ws", "--json"], "--json"),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_2(cli: Any, arguments: list[str], word: str) -> None:
     cli(*arguments).refused(2, word, "--help")
+
+
+@pytest.mark.parametrize("command", ["mcp", "serve"])  # they speak themselves
+def test_what_speaks_has_no_json(cli: Any, command: str) -> None:
+    done = cli(command, "ws", "--json")
+    assert done.code == 2
+    assert done.json["error"]["problem"] == "No such option: --json"
 
 
 def test_a_wrong_command_line_is_an_object_for_scripts(cli: Any) -> None:
