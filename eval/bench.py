@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from llm_unlearn.eval.passes import Sampling, evaluating
 
 _SAMPLING = Sampling(temperature=0.8, top_k=40)
 _SHARE = 0.2
+_LOOKS = 256  # at memory that are kept; then every second one is dropped
+FEWEST = 10
+"""Texts that a look at memory needs."""
 
 
 @dataclass(frozen=True)
@@ -142,28 +146,39 @@ def memory(
     batch_size: int = 8,
     told: Callable[[str], None] = lambda _: None,
 ) -> Memory:
-    """Stream `count` texts through every one-pass probe and look at resident memory on the way."""
+    """Stream `count` texts through every one-pass probe and look at resident memory on the way.
+
+    What came is counted, not what was asked for: a stream may end before, and the tenth is its own.
+
+    Raises:
+        InputError: fewer than `FEWEST` texts came, of which no tenth tells anything.
+    """
     tokens = 0
 
     def read() -> Iterator[tuple[Encoded, str]]:
         nonlocal tokens
-        for text in texts:
+        for text in islice(texts, count):
             [encoded] = encode_texts(tokenizer, [text])
             tokens += len(encoded.ids)
             yield encoded, text
 
     began = time.perf_counter()
-    early, most = 0.0, 0.0
+    number, step = 0, 1
+    looked: list[tuple[int, float]] = []  # after so many texts, so many megabytes
     for number, _ in enumerate(probe_texts(model, read(), batch_size=batch_size), 1):
-        if number % max(1, count // 100) == 0:
-            now = _resident()
-            if number <= max(1, count // 10):
-                early = max(early, now)
-            else:
-                most = max(most, now)
+        if number % step == 0:
+            looked.append((number, _resident()))
+            if len(looked) == _LOOKS:
+                looked, step = looked[1::2], step * 2
         if number % 1000 == 0:
             told(f"{number} texts")
-    return Memory(count, tokens, early, max(early, most), time.perf_counter() - began)
+    if number < FEWEST:
+        raise InputError(
+            f"{number} texts came, too few to see memory grow.", f"Give at least {FEWEST}."
+        )
+    early = max(now for at, now in looked if at <= max(number // 10, looked[0][0]))
+    most = max(now for _, now in looked)
+    return Memory(number, tokens, early, most, time.perf_counter() - began)
 
 
 def _resident() -> float:

@@ -1,16 +1,16 @@
 """A report of probes as plain values: one card for each probe, the texts, the curves.
 
 Guarantees: a report is JSON of a stated schema version and reads back as what was written; every
-card holds its value for each text on each side, so that nobody has to believe a mean; verdicts are
-a function of the values alone, and only the comparison with a model that never had the text calls
-anything forgotten.
+card of texts holds its value for each text on each side, so that nobody has to believe a mean;
+verdicts are a function of the values alone, few texts are judged by none, and only the comparison with
+a model that never had the text calls anything forgotten.
 
 It quotes the texts that were asked for: where it is kept is the caller's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +18,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_unlearn.errors import InputError, NotFound
-from llm_unlearn.eval.summary import Estimate, bootstrap, paired_difference, wilson
+from llm_unlearn.eval.summary import Estimate, bootstrap, paired_difference, sign_flip, wilson
 
 VERSION = 1
+FEWEST = 6
+"""Texts that a comparison needs: of fewer, no result has a p of .05 (see `sign_flip`)."""
+CONVINCING = 0.05
 Side = Literal["now", "never had", "base"]
 Level = Literal["leaks", "same", "level", "less", "unclear", "clean"]
 
@@ -119,7 +122,7 @@ def compared(
         about=about,
         group=group,
         most=most,
-        sides={side: Value.of(bootstrap(v)) for side, v in values.items()},
+        sides={side: Value.of(_interval(v)) for side, v in values.items()},
         values={side: tuple(float(x) for x in v) for side, v in values.items()},
         level=level,
         verdict=verdict,
@@ -156,31 +159,54 @@ def counted(
     )
 
 
+def yardstick(sides: Collection[Side]) -> tuple[Side | None, str, str]:
+    """With which side now is compared, its name in words, and what has to be said if it is the base."""
+    if "never had" in sides:
+        return "never had", "a model that never had it", ""
+    if "base" in sides:
+        alone = " There is no never-had to say what of it is learned."
+        return "base", "the base model alone", alone
+    return None, "", ""
+
+
+def too_few(count: int, what: str, gap: float, name: str) -> str:
+    """The verdict on fewer than `FEWEST`: nothing, but which way the value points."""
+    way = "to neither side" if gap == 0 else "to more" if gap > 0 else "to less"
+    few = f"{count} {what}{'' if count == 1 else 's'}, too few to judge by ({FEWEST} at least)"
+    return f"{few}: {gap:+.3f} against {name}, so it points {way}."
+
+
+def _interval(values: Sequence[float]) -> Estimate:
+    """Wilson's where each value is 0 or 1: there a bootstrap of equal values has no width."""
+    if all(v in (0.0, 1.0) for v in values):
+        return wilson(int(sum(values)), len(values))
+    return bootstrap(values)
+
+
 def _verdict(values: Mapping[Side, Sequence[float]]) -> tuple[Level, str]:
     """By the paired difference: above, equal, not told apart, or below.
 
-    Now 3, 5 and never-had 1, 1: the differences 2 and 4 exclude 0: more than never-had.
+    Now 3, 5, 4, 4, 5, 3 and never-had 1 each time: the mean difference is 3, and of the 64 ways to
+    sign the six only two are as far from 0: p = 2/64 = .031, more than never-had.
     """
     now = np.asarray(values["now"], np.float64)
-    other: Side | None = "never had" if "never had" in values else None
-    if other is None and "base" in values:
-        other = "base"
+    other, name, alone = yardstick(values)
     if other is None:
         return "unclear", "Nothing to compare with: no never-had and no base model were asked."
     rest = np.asarray(values[other], np.float64)
-    name = "a model that never had it" if other == "never had" else "the base model alone"
     if np.array_equal(now, rest):
         return "same", f"Exactly what {name} gives, for each text."
     gap = paired_difference(now, rest)
     told = f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
-    alone = "" if other == "never had" else " There is no never-had to say what of it is learned."
-    if len(now) < 2:
-        return "unclear", f"One text only, {gap.mean:+.3f} against {name}: no interval." + alone
-    if gap.low > 0:
+    if len(now) < FEWEST:
+        return "unclear", too_few(len(now), "text", gap.mean, name) + alone
+    p = sign_flip(now - rest)
+    told += f", p = {p:.2g}"
+    if p > CONVINCING:
+        return "level", f"Not told apart from {name} by {len(now)} texts: {told}.{alone}"
+    if gap.mean > 0:
         return "leaks", f"More than {name}: {told}.{alone}"
-    if gap.high < 0:
-        return "less", f"Less than {name}: {told}. Forgetting that shows is a sign too.{alone}"
-    return "level", f"Not told apart from {name} by {len(now)} texts: {told}.{alone}"
+    return "less", f"Less than {name}: {told}. Forgetting that shows is a sign too.{alone}"
 
 
 def load(path: Path) -> Report:

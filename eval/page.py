@@ -8,6 +8,7 @@ drawings are inline SVG with their figures in words for who cannot see them.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,6 @@ def render(reports: Sequence[tuple[str, Report]], frontier: str | None = None) -
     """
     last = reports[-1][1]
     cards = [_gathered(name, reports) for name in names(reports)]
-    levels = [c.level for c in last.cards]
     return (
         templates("llm_unlearn.eval")
         .get_template("page.html.j2")
@@ -69,8 +69,8 @@ def render(reports: Sequence[tuple[str, Report]], frontier: str | None = None) -
             groups=[
                 (title, [c for c in cards if c.card.group == key]) for key, title in GROUPS.items()
             ],
-            leaks=levels.count("leaks"),
-            total=len(levels),
+            lead=headline(last.cards),
+            some=" in the last of these reports" if len(reports) > 1 else "",
             words=WORDS,
             sides=SIDES,
             shown=shown,
@@ -81,6 +81,36 @@ def render(reports: Sequence[tuple[str, Report]], frontier: str | None = None) -
             notes=list(dict.fromkeys(n for _, r in reports for n in r.notes)),
         )
     )
+
+
+def headline(cards: Sequence[Card]) -> tuple[str, str]:
+    """What all cards come to, as a colour (`leaks`, `unclear` or `none`) and in words.
+
+    Good news (`none`) only where the weights were asked and every card was judged; what could not be told
+    apart, or gives less, is counted beside it.
+    """
+    count: Counter[str] = Counter(c.level for c in cards)
+    total = f"{len(cards)} probes"
+    open_ = [
+        f"{count[level]} {words}"
+        for level, words in (
+            ("unclear", "could not be judged"),
+            ("level", "could not be told apart"),
+            ("less", "give less than they should"),
+        )
+        if count[level]
+    ]
+    weighed = any(c.group == "weights" for c in cards)
+    if not weighed:
+        open_.append("the weights were not asked")
+    colour, head = "none", f"None of {total} brings out more than it should"
+    if count["leaks"]:
+        colour, head = "leaks", f"{count['leaks']} of {total} bring something out"
+    elif open_:
+        head = f"None of {total} is seen to bring out more than it should"
+        if count["unclear"] or not weighed:
+            colour = "unclear"
+    return colour, "; ".join([head, *open_])
 
 
 def _gathered(name: str, reports: Sequence[tuple[str, Report]]) -> Shown:

@@ -2,7 +2,8 @@
 
 Guarantees: the workspace is only read; every text is asked of the adapter that serves where the
 subject has its place, of the base model alone, and of the same place in a never-had workspace if
-one is given, in the same batches, so that equal weights give equal values; every text is also asked
+one is given, in the same batches, so that equal weights give equal values; where the placement rules
+give the subject no place, no weights are asked and the report says so; every text is also asked
 of the store and of the chat, as a caller in the given groups. The texts come from the workspace
 while the subject is live, and otherwise from whoever asks: a takedown leaves none to read.
 
@@ -17,21 +18,21 @@ import importlib.metadata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from llm_unlearn.config import Config
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.eval import cards, chat
-from llm_unlearn.eval.cards import Card, Curve, Report, Side
-from llm_unlearn.eval.membership import attack, blind_scores, one_pass_scores, roc
+from llm_unlearn.eval.cards import Card, Curve, Level, Report, Side
 from llm_unlearn.eval.router import Routing
 from llm_unlearn.models.lora import AdapterState
-from llm_unlearn.probing_weights import TITLES, Asked, Gave, text_of
+from llm_unlearn.probing_weights import TITLES, Asked, Gave, membership, text_of
 from llm_unlearn.retrieval.embedding import encode
 from llm_unlearn.routing import nearest, permitted
-from llm_unlearn.sisa.declared import declared
-from llm_unlearn.takedown.scanning import scan_for
+from llm_unlearn.separation import decide
+from llm_unlearn.sisa.declared import agree, declared, of_subject
+from llm_unlearn.sisa.layout import Declared
+from llm_unlearn.takedown.scanning import look_for
 from llm_unlearn.workspace import Workspace
 
 NOTES = (
@@ -41,6 +42,10 @@ NOTES = (
     "Other prompts and attacks than those asked here may bring out more.",
     "What the base model learned in its own pretraining is in the column of the base model, and no "
     "takedown changes it.",
+)
+_NO_PLACE = (
+    "The weights were not asked: by the placement rules of this workspace none of the texts has a place "
+    "in any shard, so there is no adapter of theirs to ask."
 )
 
 
@@ -66,7 +71,8 @@ def probe_subject(
 
     Raises:
         NotFound: the subject is not live and no texts were given.
-        InputError: none of the texts is of the subject; never-had has another model.
+        InputError: none of the texts is of the subject, or they declare two places; never-had has
+            another model, or no place for them.
     """
     opened = workspace.opened
     mark = opened.vault.mark("subject", subject)
@@ -83,11 +89,10 @@ def probe_subject(
         raise InputError(
             f"None of the texts has the subject {subject!r}.", "Name it in their `subject` field."
         )
-    host = opened.models.host
-    sides: dict[Side, AdapterState | None] = {
-        "now": _adapter(workspace, documents[0], mark),
-        "base": None,
-    }
+    sides: dict[Side, AdapterState | None] = {}
+    place = _place(workspace, documents, subject)
+    if place is not None:
+        sides["now"] = _serving(workspace, place)
     if never_had is not None:
         other = never_had.opened
         if (other.config.model, other.training.top_layers, other.training.lora_rank) != (
@@ -104,32 +109,36 @@ def probe_subject(
             raise InputError(
                 f"{never_had.path} has documents of {subject!r}.", "Build it without them."
             )
-        sides = {
-            "now": sides["now"],
-            "never had": _adapter(never_had, documents[0], there),
-            "base": None,
-        }
-    asked = Asked(
-        host,
-        documents,
-        controls,
-        opened.training.max_tokens,
-        opened.config.answering.max_new_tokens,
-        deep,
-        told,
-    )
-    found = {side: asked.ask(side, adapter) for side, adapter in sides.items()}
-    made = [
-        cards.compared(name, *TITLES[name], "weights", {s: found[s].values[name] for s in found})
-        for name in found["now"].values
-    ]
-    notes = list(NOTES)
+        if place is not None:
+            beside = _place(never_had, documents, subject)
+            if beside is None:
+                raise InputError(
+                    f"{never_had.path} has no place for these texts, {workspace.path} has one.",
+                    "Build never-had from the same config.",
+                )
+            sides["never had"] = _serving(never_had, beside)
+    max_tokens = opened.training.max_tokens
+    asked = Asked(opened.models.host, documents, controls, max_tokens, deep, told)
+    notes = [*NOTES, *asked.notes(weighed=place is not None)]
+    made: list[Card] = []
+    found: dict[Side, Gave] = {}
     curves: list[Curve] = []
-    if controls:
-        more, curves = _membership(documents, controls, found)
-        made += more
+    if place is None:
+        notes.append(_NO_PLACE)
     else:
-        notes.append("Membership was not asked: no control texts were given.")
+        sides["base"] = None
+        found = {side: asked.ask(side, adapter) for side, adapter in sides.items()}
+        made += [
+            cards.compared(
+                name, *TITLES[name], "weights", {s: found[s].values[name] for s in found}
+            )
+            for name in found["now"].values
+        ]
+        if controls:
+            more, curves = membership(asked, found)
+            made += more
+        else:
+            notes.append("Membership was not asked: no control texts were given.")
     told("store and chat")
     callers = set(groups) or {opened.config.retrieval.default_group}
     made += _stored(workspace, documents, callers, deep)
@@ -144,72 +153,53 @@ def probe_subject(
         model=opened.config.model,
         live=bool(records),
         texts=tuple(d.id for d in documents),
-        sides=tuple(sides),
+        sides=tuple(sides) or (("now",) if never_had is None else ("now", "never had")),
         cards=tuple(made),
-        passages=tuple(asked.passages(found)),
+        passages=tuple(asked.passages(found)) if found else (),
         curves=tuple(curves),
         notes=tuple(notes),
     )
 
 
-def _adapter(workspace: Workspace, document: Document, mark: bytes) -> AdapterState | None:
-    """The adapter that serves where the subject has, or would have, its place; None for the base."""
+def _place(workspace: Workspace, documents: Sequence[Document], subject: str) -> int | None:
+    """The shard where the subject has its place, or would have; None if the rules give it none.
+
+    By what its training documents declare, while some are here; else by what those of the given ones
+    declare that the policy would train on, or, if it would on none, any that could have a place.
+
+    Raises:
+        InputError: they declare two places.
+    """
     opened = workspace.opened
-    placement = opened.training.placement
-    shard = opened.layout.shard(mark)
-    if placement.asks:
+    placement, mark = opened.training.placement, opened.vault.mark("subject", subject)
+    if not placement.asks:
+        return opened.layout.shard(mark)
+    here = of_subject(opened.vault, subject, placement)
+    if here is not None:
+        return opened.layout.shard(mark, here[0])
+    said: list[tuple[Document, Declared]] = []
+    for document in documents:
         try:
-            shard = opened.layout.shard(mark, declared(document, placement))
+            said.append((document, declared(document, placement)))
         except InputError:
-            return None  # by these rules it has no place in any shard
+            continue  # by these rules it has no place in any shard
+    policy, own = opened.config.separation, placement.own_shards
+    trained = [s for s in said if decide(s[0], policy, own_shards=own).fate == "corpus"]
+    said = trained or said
+    if not said:
+        return None
+    first, place = said[0]
+    shard = opened.layout.shard(mark, place)
+    for document, other in said[1:]:
+        if opened.layout.shard(mark, other) != shard:
+            agree(place, other, first.id, document.id, subject)
+    return shard
+
+
+def _serving(workspace: Workspace, shard: int) -> AdapterState | None:
+    """The adapter that serves for a shard; None where the base model answers alone."""
+    opened = workspace.opened
     return next((opened.adapter(s) for s in opened.states() if s.shard == shard), None)
-
-
-def _membership(
-    documents: Sequence[Document], controls: Sequence[Document], found: dict[Side, Gave]
-) -> tuple[list[Card], list[Curve]]:
-    """AUC of each one-pass score on each side, and of the words alone."""
-    mine, theirs = [text_of(d) for d in documents], [text_of(d) for d in controls]
-    made: dict[str, dict[Side, Any]] = {}
-    curves: list[Curve] = []
-    for side, one in found.items():
-        members, others = one_pass_scores(one.scores, mine), one_pass_scores(one.controls, theirs)
-        for name in members:
-            made.setdefault(name, {})[side] = attack(members[name], others[name])
-            if side != "base" and name in ("loss", "min_k_plus"):
-                curves.append(_curve(name, side, members[name], others[name], made[name][side]))
-    folds = min(5, len(mine), len(theirs))
-    if folds > 1:
-        a, b = blind_scores(mine, theirs, folds=folds)
-        curves.append(_curve("words alone, no model", "now", a, b, attack(a, b), blind=True))
-    result = []
-    for name, by_side in made.items():
-        now, other = by_side["now"].auc, by_side.get("never had", by_side["base"]).auc
-        whose = "never-had" if "never had" in by_side else "the base model"
-        gap = abs(now.mean - other.mean)
-        apart = now.low > other.high or now.high < other.low
-        result.append(
-            Card(
-                name=f"membership {name}",
-                title=f"Membership by {name.replace('_', '-')}",
-                about="Chance that a text of the subject scores above a control text; 0.5 is a coin.",
-                group="membership",
-                sides={s: cards.Value.of(a.auc) for s, a in by_side.items()},
-                values={},
-                level="leaks" if apart else "same" if gap == 0 else "level",
-                verdict=f"{gap:.3f} from {whose}"
-                + (", outside its interval." if apart else "; the intervals meet."),
-            )
-        )
-    return result, curves
-
-
-def _curve(
-    name: str, side: Side, members: Any, others: Any, found: Any, *, blind: bool = False
-) -> Curve:
-    false, true = roc(members, others)
-    points = tuple(zip(map(float, false), map(float, true), strict=True))
-    return Curve(name=name, side=side, auc=cards.Value.of(found.auc), points=points, blind=blind)
 
 
 def _stored(
@@ -322,17 +312,41 @@ def answering(workspace: Workspace) -> chat.Answering:
 
 
 def _files(workspace: Workspace, documents: Sequence[Document], asked: Asked) -> Card:
-    """Whether any file of the workspace or of its keys holds a text or its tokens."""
-    scan = scan_for(
-        workspace.opened,
-        documents=documents,
-        tokens=[e.ids for e in asked.encoded],
-        vectors=[],
-        keys=[],
+    """Whether any file of the workspace or of its keys holds a text or its tokens.
+
+    Clean only if all files were looked into, for all texts.
+    """
+    needles, found = look_for(
+        workspace.opened, documents=documents, tokens=[t.encoded.ids for t in asked.texts]
     )
-    held = scan.findings
-    about = f"{scan.files} files searched for the texts in every encoding, and for their token ids."
-    return cards.counted("files", "Left in files", about, "files", {"now": [bool(held)]})
+    size = f"{found.files} files, {found.bytes:,} bytes"
+    gaps = []
+    if found.unsearched:
+        gaps.append(f"{len(found.unsearched)} files or streams could not be looked into")
+    if needles.unsearchable:
+        gaps.append(f"{len(needles.unsearchable)} texts or token lists are too short to look for")
+    if needles.dropped:
+        gaps.append(
+            f"{needles.dropped} of {needles.dropped + needles.fragments} fragments were not looked for: "
+            "documents that stay hold them too, or they prove nothing"
+        )
+    level: Level = "clean"
+    if found.findings:
+        level, verdict = "leaks", f"Found {len(found.findings)} times in {size}"
+    else:
+        verdict = f"Not found in {size}"
+        if found.unsearched or needles.unsearchable or (needles.dropped and not needles.fragments):
+            level = "unclear"
+    return Card(
+        name="files",
+        title="Left in files",
+        about="Files searched for the texts in every encoding, and for their token ids.",
+        group="files",
+        sides={},
+        values={},
+        level=level,
+        verdict="; ".join([verdict, *gaps]) + ".",
+    )
 
 
 @contextmanager

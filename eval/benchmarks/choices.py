@@ -22,6 +22,8 @@ from llm_unlearn.eval.passes import score_tokens
 from llm_unlearn.eval.summary import Estimate, wilson
 
 LETTERS = "ABCDEFGHIJ"
+_ABOUT = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}  # WMDP's, in words
+_OTHER = "Is it the file of another benchmark?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,13 @@ class Item:
     subject: str
 
 
-def _item(question: str, choices: Sequence[str], answer: int, subject: str, where: str) -> Item:
+def _item(question: object, choices: object, answer: object, subject: object, where: str) -> Item:
+    if not isinstance(question, str) or not isinstance(subject, str):
+        raise InputError(f"{where} has a question or subject that is no text.", _OTHER)
+    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
+        raise InputError(f"{where} has choices that are no list of texts.", _OTHER)
+    if not isinstance(answer, int):
+        raise InputError(f"{where} has the answer {answer!r}, which is no number.", _OTHER)
     if not 2 <= len(choices) <= len(LETTERS) or not 0 <= answer < len(choices):
         raise InputError(
             f"{where} has {len(choices)} choices and answer {answer}.", "Download the file again."
@@ -54,7 +62,7 @@ def load_wmdp(path: Path | str) -> list[Item]:
     subject = config[1] if config else Path(file).stem.split("_")[0]
     rows = read_rows(path, ("question", "choices", "answer"))
     return [
-        _item(r["question"], r["choices"], int(r["answer"]), subject, f"{path}, row {i}")
+        _item(r["question"], r["choices"], r["answer"], subject, f"{path}, row {i}")
         for i, r in enumerate(rows, 1)
     ]
 
@@ -63,7 +71,7 @@ def load_mmlu_file(path: Path | str) -> list[Item]:
     """A file of MMLU whose rows name their subject, such as the hub's `cais/mmlu:all/test-....parquet`."""
     rows = read_rows(path, ("question", "subject", "choices", "answer"))
     return [
-        _item(r["question"], r["choices"], int(r["answer"]), r["subject"], f"{path}, row {i}")
+        _item(r["question"], r["choices"], r["answer"], r["subject"], f"{path}, row {i}")
         for i, r in enumerate(rows, 1)
     ]
 
@@ -89,15 +97,25 @@ def load_mmlu(
     for subject in wanted:
         path = folder / subject / f"{split}.jsonl"
         for i, row in enumerate(read_rows(path, ("question", "choices", "answer")), 1):
-            choices = [row["choices"][letter] for letter in sorted(row["choices"])]
-            answer = LETTERS.find(row["answer"])
-            items.append(_item(row["question"], choices, answer, subject, f"{path}, row {i}"))
+            where, choices, answer = f"{path}, row {i}", row["choices"], row["answer"]
+            letters = sorted(choices) if isinstance(choices, dict) else []
+            if "".join(letters) != LETTERS[: len(letters)] or answer not in letters:
+                raise InputError(
+                    f"{where} has no choices by letter (A, B...), or the answer {answer!r} is "
+                    "none of them.",
+                    _OTHER,
+                )
+            texts = [choices[letter] for letter in letters]
+            items.append(_item(row["question"], texts, letters.index(answer), subject, where))
     return items
 
 
 def prompt(item: Item, examples: Sequence[Item] = ()) -> str:
-    """The published prompt, ending in "Answer:"; the answers follow as " A", " B"..."""
-    about = item.subject.replace("_", " ")
+    """The published prompt, ending in "Answer:"; the answers follow as " A", " B"...
+
+    As lm-eval-harness has it: `bio` of WMDP is "biology" there.
+    """
+    about = _ABOUT.get(item.subject, item.subject.replace("_", " "))
     head = f"The following are multiple choice questions (with answers) about {about}.\n\n"
     shown = "".join(f"{_block(e)} {LETTERS[e.answer]}\n\n" for e in examples)
     return head + shown + _block(item)

@@ -45,15 +45,18 @@ def load(path: Path | str) -> list[Row]:
     Raises:
         NotFound, InputError: see `rows.read_rows`.
     """
-    return [
-        Row(
-            row["question"],
-            row["answer"],
-            row.get("paraphrased_answer", row["answer"]),
-            tuple(row.get("perturbed_answer", ())),
-        )
-        for row in read_rows(path, ("question", "answer"))
-    ]
+    rows = []
+    for number, row in enumerate(read_rows(path, ("question", "answer")), 1):
+        wrong = row.get("perturbed_answer", [])
+        texts = [row["question"], row["answer"], row.get("paraphrased_answer", row["answer"])]
+        if not isinstance(wrong, list) or not all(isinstance(t, str) for t in (*texts, *wrong)):
+            raise InputError(
+                f"{path}, row {number} has a question or answer that is no text, or perturbed "
+                "answers that are no list of texts.",
+                "Is it the file of another benchmark?",
+            )
+        rows.append(Row(*texts, tuple(wrong)))
+    return rows
 
 
 def authors(rows: Sequence[Row]) -> list[list[Row]]:

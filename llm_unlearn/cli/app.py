@@ -53,15 +53,17 @@ _COMMANDS: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (probing.probe, (3, 4, 5, 6, 9)),
     (probing.report, (3, 4, 5, 9)),
     (receipts.verify, (3, 4, 5, 6, 8, 9)),
-    (shards.audit, (4, 5, 6, 8, 9)),
+    (shards.audit, (3, 4, 5, 6, 8, 9)),
     (shards.export, (3, 4, 5, 6, 9)),
     (planning.plan, (4,)),
     (workspaces.status, (5, 6, 9)),
     (mcp.mcp, (5, 6, 9)),
-    (serving.serve, (5, 6, 9)),
+    (serving.serve, (3, 5, 6, 9)),
     (documents.where, (4, 5, 6, 9)),
     (demos.demo, (3, 8, 9)),
 )
+_SPEAKING = (mcp.mcp, serving.serve)
+"""These speak a protocol until they end and have no one result, so no `--json`."""
 _DESK: tuple[tuple[Callable[..., None], tuple[int, ...]], ...] = (
     (takedowns.takedown, (3, 4, 5, 6, 9)),
     (desk.submit, (3, 4, 5, 6, 9)),
@@ -163,17 +165,20 @@ def _version(value: bool) -> None:
 
 
 def _wrap(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command its `Output`, `--json` and `--debug`, and tell its failures."""
+    """Give a command its `Output`, `--json` (unless it speaks) and `--debug`, and tell its failures."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.annotation is not Output]
     keyword = inspect.Parameter.KEYWORD_ONLY
+    options = {"json": JSON, "debug": DEBUG}
+    if function in _SPEAKING:
+        del options["json"]
     extra = [
-        inspect.Parameter("json", keyword, default=False, annotation=Annotated[bool, JSON]),
-        inspect.Parameter("debug", keyword, default=False, annotation=Annotated[bool, DEBUG]),
+        inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, option])
+        for name, option in options.items()
     ]
 
     @functools.wraps(function)
-    def command(*, json: bool, debug: bool, **given: Any) -> None:
+    def command(*, json: bool = False, debug: bool, **given: Any) -> None:
         out = Output(json)
         with handled(out, debug=debug):
             _quiet(debug)

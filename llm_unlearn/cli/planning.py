@@ -140,11 +140,11 @@ def _risk(value: str) -> Risk:
     return Risk(float(found[1]), float(found[2]))
 
 
-def _monthly(value: str) -> int:
+def _monthly(value: str) -> float:
     found = re.fullmatch(r"(\d{1,9})/(day|week|month|year)", value)
     if found is None or not int(found[1]):
         raise UsageError(f"--deletions {value!r} is not of the form N/month, such as 100/month.")
-    return max(1, round(int(found[1]) * _PER[found[2]]))
+    return int(found[1]) * _PER[found[2]]
 
 
 def _shown(found: Estimate) -> RenderableType:

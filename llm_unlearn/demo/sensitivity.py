@@ -6,8 +6,8 @@ Guarantees: three adapters over one base model, trained here from made-up texts:
 planted and kept texts, `never` the kept ones alone, with the same steps a text; `half` is knowing
 after fewer passes. Every probe is run on knowing and never with the planted texts, and on never with
 strangers drawn alike. It fires if knowing exceeds never beyond the 95% interval, and is quiet if
-planted texts do not exceed strangers on never. Results are kept as they come, so a run goes on
-where it was stopped.
+planted texts do not exceed strangers on never (an AUC: if its interval does not lie above 0.5).
+Results are kept as they come, so a run goes on where it was stopped.
 
 One seed, one model, one kind of text: it shows that the probes can tell, not how well they do elsewhere.
 """
@@ -33,7 +33,7 @@ from llm_unlearn.eval.bias import bias_gap
 from llm_unlearn.eval.contrast import guided_hits
 from llm_unlearn.eval.extraction import exposure
 from llm_unlearn.eval.hidden import linear_probe, mean_states
-from llm_unlearn.eval.membership import attack, auc, blind_scores
+from llm_unlearn.eval.membership import attack, auc_difference, blind_scores
 from llm_unlearn.eval.memorization import log_probability
 from llm_unlearn.eval.soft import advantage, embedding_attack
 from llm_unlearn.eval.summary import (
@@ -83,14 +83,7 @@ def _told(found: Estimate) -> tuple[float, float, float]:
 def _auc_row(name: str, known: Sides, never: Sides) -> Row:
     """AUC on both; it fires if the difference, on the same texts, is above 0."""
     found = [attack(*known).auc, attack(*never).auc]
-
-    def gap(i: NDArray[np.float64], j: NDArray[np.float64]) -> float:
-        mine, theirs = i.astype(int), j.astype(int)
-        one, other = (auc(s[0][mine], s[1][theirs]) for s in (known, never))
-        return one - other
-
-    places = [np.arange(len(side), dtype=np.float64) for side in known]
-    fires = bootstrap_statistic(gap, places).low > 0
+    fires = auc_difference(known, never).low > 0
     return Row(name, _told(found[0]), _told(found[1]), None, fires, found[1].low <= 0.5)
 
 

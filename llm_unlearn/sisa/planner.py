@@ -168,6 +168,19 @@ def retrained_share(places: Table, demands: int, mode: Mode) -> float:
     return total
 
 
+def mean_share(places: Table, demands: float, mode: Mode) -> float:
+    """The same for a mean number of demands: 1/12 is one in a twelfth of the months, 2.5 is 2 or 3.
+
+    >>> two = table(2, 2, None, "hash")
+    >>> round(mean_share(two, 1 / 12, "cumulative") / retrained_share(two, 1, "cumulative") * 12)
+    1
+    """
+    fewer = int(demands)
+    part = demands - fewer
+    shares = [retrained_share(places, n, mode) for n in (fewer, fewer + 1)]
+    return (1 - part) * shares[0] + part * shares[1]
+
+
 def whole_share(places: Table, mode: Mode) -> float:
     """The same for a training of everything."""
     total = 0.0
@@ -184,7 +197,7 @@ class Workload:
     """A corpus, what is asked of it, and how fast this machine is.
 
     Args:
-        deletions: demands a month.
+        deletions: demands a month, on average: one a year is 1/12.
         orders: of each shard's slices, and `blocks` as in the settings.
         parameters: of one adapter.
         tokens_per_second: real tokens in training; None where it is not known.
@@ -192,7 +205,7 @@ class Workload:
 
     documents: int
     tokens_per_document: float
-    deletions: int
+    deletions: float
     epochs: int = 12
     parameters: int = 0
     tokens_per_second: float | None = None
@@ -211,7 +224,7 @@ def estimate(load: Workload, shards: int, slices: int) -> Estimate:
     tokens = load.documents * load.tokens_per_document
     naive = load.epochs * tokens
 
-    def cost(share: float, times: int = 1) -> Cost:
+    def cost(share: float, times: float = 1) -> Cost:
         spent = share * passes * tokens * times * load.orders
         rate = load.tokens_per_second
         return Cost(spent / naive, spent, None if rate is None else spent / rate)
@@ -228,7 +241,7 @@ def estimate(load: Workload, shards: int, slices: int) -> Estimate:
         training=cost(whole),
         deletion=cost(one),
         one_by_one=cost(one, load.deletions),
-        batched=cost(retrained_share(places, load.deletions, load.mode)),
+        batched=cost(mean_share(places, load.deletions, load.mode)),
         checkpoints=checkpoints,
         storage=adapters * BYTES * load.parameters,
         survived=deletions_survived(slices, load.orders),

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import NotFound
 from llm_unlearn.eval.needles import Needles
-from llm_unlearn.eval.residue import survey
+from llm_unlearn.eval.residue import Survey, survey
 from llm_unlearn.opened import Opened
 from llm_unlearn.takedown.receipt import Scan
 
 
-def scan_for(
+def look_for(
     opened: Opened,
     *,
     documents: Sequence[Document],
     tokens: Sequence[Sequence[int]],
-    vectors: Sequence[NDArray[np.float32]],
-    keys: Sequence[bytes],
-) -> Scan:
+    vectors: Sequence[NDArray[np.float32]] = (),
+    keys: Sequence[bytes] = (),
+) -> tuple[Needles, Survey]:
     """Search every file of the workspace and of the key directory for what was removed.
 
     Passages that a retained document also holds are left out, since finding them proves nothing.
@@ -31,6 +31,9 @@ def scan_for(
         tokens: token ids of each training example.
         vectors: (chunks, dim) of each document.
         keys: the destroyed data keys, raw.
+
+    Returns:
+        What was looked for, with what could not be, and what was found where.
 
     Raises:
         NotFound: there is no file to scan.
@@ -51,6 +54,25 @@ def scan_for(
     found = survey(places, needles)
     if not found.files:
         raise NotFound(f"Nothing to scan in {opened.path}.", "Was it moved?")
+    return needles, found
+
+
+def scan_for(
+    opened: Opened,
+    *,
+    documents: Sequence[Document],
+    tokens: Sequence[Sequence[int]],
+    vectors: Sequence[NDArray[np.float32]],
+    keys: Sequence[bytes],
+) -> Scan:
+    """`look_for`, as the receipt tells it.
+
+    Raises:
+        NotFound: there is no file to scan.
+    """
+    needles, found = look_for(
+        opened, documents=documents, tokens=tokens, vectors=vectors, keys=keys
+    )
     searched = [
         f"text of {len(documents)} documents as UTF-8, UTF-16, UTF-32, JSON, Base64 and "
         "hex, in file names and contents, compressed streams included",

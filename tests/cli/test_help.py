@@ -106,10 +106,15 @@ def test_every_help_documents_its_options_and_exit_codes(shown: Any, command: st
     assert re.search(r"\b0 +done", text)
     assert re.search(r"130 +stopped by you", text)
     if command:
-        assert "--json" in text
+        assert ("--json" in text) == (command not in ("mcp", "serve"))
         assert "--debug" in text
     else:
         assert all(name.split()[0] in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["audit", "serve"])  # a kit's folder, a webhook's URL
+def test_what_is_handed_over_may_be_unusable(shown: Any, command: str) -> None:
+    assert re.search(r"\b3 +what was handed over is unusable", shown[0][command][1])
 
 
 def test_the_manual_names_every_command_option_and_exit_code(shown: Any) -> None:
@@ -154,6 +159,13 @@ def test_the_version_is_the_package_s(cli: Any) -> None:
 )
 def test_a_wrong_command_line_is_refused_with_2(cli: Any, arguments: list[str], word: str) -> None:
     cli(*arguments).refused(2, word, "--help")
+
+
+@pytest.mark.parametrize("command", ["mcp", "serve"])  # they speak themselves
+def test_what_speaks_has_no_json(cli: Any, command: str) -> None:
+    done = cli(command, "ws", "--json")
+    assert done.code == 2
+    assert done.json["error"]["problem"] == "No such option: --json"
 
 
 def test_a_wrong_command_line_is_an_object_for_scripts(cli: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_audit_export_and_a_dropped_shard(cli: Any, place: Any, tmp_path: Path) -> None:
     found = cli("audit", *place.arguments, "--json")
@@ -45,6 +47,10 @@ def test_plan_needs_no_workspace(cli: Any) -> None:
     found = cli("plan", *load, "--shards", 8, "--tokens-per-second", 50, "--json").json
     assert found["workload"]["deletions"] == 30
     assert abs(found["estimate"]["deletion"]["tokens"] - 7 / 9 * 12 * 10_000) < 1
+    # one a year costs a twelfth of one a month, and no other than one by one
+    rare = cli("plan", *load[:-1], "1/year", "--shards", 8, "--json").json["estimate"]
+    assert rare["one_by_one"]["tokens"] == pytest.approx(rare["deletion"]["tokens"] / 12)
+    assert rare["batched"]["tokens"] == pytest.approx(rare["one_by_one"]["tokens"])
     shown = cli("plan", *load, "--tokens-per-second", 50, "--budget", 400)
     assert shown.code == 0
     assert "least utility" in shown.out

@@ -109,6 +109,11 @@ def test_the_bench_counts_passes_and_refuses_sides_that_differ(
     seen = bench.memory(model, tokenizer, bench.invented(50, 8), 50)
     assert seen.tokens > 50 * 8
     assert 0 < seen.after_a_tenth <= seen.most
+    # what came is what is told of, not what was asked for; and no more than that is read
+    assert bench.memory(model, tokenizer, bench.invented(20, 8), 5000).texts == 20
+    assert bench.memory(model, tokenizer, bench.invented(20, 8), 12).texts == 12
+    with pytest.raises(InputError, match="9 texts came"):
+        bench.memory(model, tokenizer, bench.invented(9, 8), 5000)
     monkeypatch.setattr(bench, "_strength", lambda logits, ids: 0.5)
     with pytest.raises(EnvironmentFailure, match="extraction strength"):
         bench.compare(model, tokenizer, list(bench.invented(4, 12)), rounds=1)

@@ -172,6 +172,63 @@ def test_choice_loaders(tmp_path: Path) -> None:
         choices.load_wmdp(tmp_path / "bad_x.json")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answer": "B"},
+        {"answer": None},
+        {"answer": 1.5},
+        {"choices": MMLU[0]["choices"]},
+        {"choices": [1, 2]},
+        {"question": None},
+    ],
+)
+def test_rows_of_another_benchmark_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    lines(tmp_path / "bio_questions.json", [WMDP[0], {**WMDP[0], **row}])
+    with pytest.raises(InputError, match=r"row 2 .*another benchmark"):
+        choices.load_wmdp(tmp_path / "bio_questions.json")
+    rows = [{**WMDP[0], "subject": "glass", **row}]
+    with pytest.raises(InputError, match="row 1"):
+        choices.load_mmlu_file(lines(tmp_path / "all.json", rows))
+
+
+@pytest.mark.parametrize(
+    "row", [{"answer": ""}, {"answer": 2}, {"answer": "E"}, {"choices": ["a gas", "a solid"]}]
+)
+def test_mmlu_rows_of_another_kind_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "mmlu" / "glass").mkdir(parents=True)
+    lines(tmp_path / "mmlu" / "glass" / "dev.jsonl", [{**MMLU[0], **row}])
+    with pytest.raises(InputError, match="row 1 has no choices by letter"):
+        choices.load_mmlu(tmp_path / "mmlu", "dev")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"perturbed_answer": None},
+        {"perturbed_answer": "one text"},
+        {"paraphrased_answer": None},
+        {"answer": ["a"]},
+    ],
+)
+def test_tofu_rows_of_another_kind_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"row 1 .*no text"):
+        tofu.load(lines(tmp_path / "a.json", [{**TOFU_ROWS[0], **row}]))
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [("bio", "biology"), ("chem", "chemistry"), ("cyber", "cybersecurity"), ("anatomy", "anatomy")],
+)
+def test_wmdp_prompts_are_the_harness_s(subject: str, words: str) -> None:
+    """Its tasks `wmdp_bio`, `wmdp_chem` and `wmdp_cyber` name their subjects so, in full."""
+    made = choices.prompt(choices.Item(" What? ", ("a", "b", "c", "d"), 0, subject))
+    assert made == (
+        f"The following are multiple choice questions (with answers) about {words}.\n\n"
+        "What?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    )
+
+
 def test_choice_prompt_is_the_published_one() -> None:
     item = choices.Item("What is glass?", ("a gas", "a solid"), 1, "glass_making")
     assert choices.prompt(item, [item]) == (

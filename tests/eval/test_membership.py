@@ -22,6 +22,7 @@ from llm_unlearn.eval.gradients import gradient_scores
 from llm_unlearn.eval.membership import (
     attack,
     auc,
+    auc_difference,
     blind_scores,
     distance_to_never_had,
     loss_score,
@@ -146,6 +147,21 @@ WORDS = ["harp", "glass", "winter", "bay", "quill", "moon", "river", "stone", "l
 def bags(n: int, seed: int, words: list[str]) -> list[str]:
     random = np.random.default_rng(seed)
     return [" ".join(random.choice(words, 12)) for _ in range(n)]
+
+
+def test_the_difference_of_two_aucs_is_paired() -> None:
+    """By hand 0.75 - 1; one order on both models is 0 in every resample, whatever the scale."""
+    assert auc_difference(([3, 1], [2, 0]), ([1, 3], [0, 0])).mean == -0.25
+    random = np.random.default_rng(0)
+    mine, theirs = random.normal(0.5, 1, 12), random.normal(0, 1, 12)
+    same = auc_difference((mine, theirs), (2 * mine + 1, 2 * theirs + 1))
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert attack(mine, theirs).auc.high > attack(mine, theirs).auc.low  # unpaired there is a width
+    better = auc_difference((mine + 9, theirs), (mine, theirs))
+    assert better.low > 0
+    assert better.mean == pytest.approx(1 - auc(mine, theirs))
+    with pytest.raises(InputError, match="other texts"):
+        auc_difference(([1, 2], [0]), ([1], [0]))
 
 
 def test_blind_baseline_equals_scikit_learn() -> None:

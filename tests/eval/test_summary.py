@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.eval.summary import bootstrap, bootstrap_statistic, paired_difference, wilson
+from llm_unlearn.eval.summary import (
+    bootstrap,
+    bootstrap_statistic,
+    paired_difference,
+    sign_flip,
+    wilson,
+)
 
 
 def test_bootstrap_by_hand() -> None:
@@ -23,6 +29,35 @@ def test_bootstrap_by_hand() -> None:
     one = bootstrap([5])
     assert np.isnan(one.standard_error)
     assert (one.low, one.high) == (5, 5)
+
+
+def test_flipped_signs_by_hand() -> None:
+    """1, 2, 3: two of eight sums are 6 from 0. All of one sign: 2 / 2^n. Zeros say nothing."""
+    assert sign_flip([1, 2, 3]) == 0.25
+    assert sign_flip([5]) == 1
+    assert sign_flip([-0.1] * 5) == 2 / 2**5
+    assert sign_flip([0.1] * 6) == 2 / 2**6
+    assert sign_flip([0, 0, 0]) == 1
+    assert sign_flip([1, 1, 0, 0]) == 0.5
+    # drawn ways: never 0, and near what all of them give
+    assert sign_flip(np.ones(40)) == 1 / 10_001
+    values = np.random.default_rng(1).normal(0.5, 1, 12)
+    assert sign_flip(values, exact=0) == pytest.approx(sign_flip(values), abs=0.01)
+    with pytest.raises(InputError):
+        sign_flip([])
+
+
+def test_flipped_signs_agree_with_scipy() -> None:
+    values = np.random.default_rng(0).normal(0.4, 1, 9)
+    want = stats.permutation_test(
+        (values,),
+        lambda x: abs(x.mean()),
+        permutation_type="samples",
+        vectorized=False,
+        alternative="greater",
+        n_resamples=np.inf,
+    )
+    assert sign_flip(values) == pytest.approx(want.pvalue)
 
 
 def test_bootstrap_agrees_with_scipy() -> None:

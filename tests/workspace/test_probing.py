@@ -19,11 +19,11 @@ from llm_unlearn.eval.router import router_leak
 from llm_unlearn.probing import open_beside, probe_subject, routing
 
 MINE = [
-    *(learned(i, "gone") for i in range(3)),
+    *(learned(i, "gone") for i in range(6)),
     stored(1, "gone"),
 ]
 OTHERS = [learned(i, f"kept-{i}") for i in range(10, 16)]
-STRANGERS = [learned(i, "stranger") for i in range(30, 35)]
+STRANGERS = [learned(i, "stranger") for i in range(30, 36)]
 
 
 def card(report: Report, name: str) -> Card:
@@ -45,6 +45,9 @@ def test_the_road_from_live_to_gone(
     assert before.live
     assert before.sides == ("now", "base")
     assert card(before, "probability").level == "leaks"
+    assert (
+        card(before, "membership loss").level == "level"
+    )  # so little is learned by so small a model
     returned = {
         d.id: bool(v) for d, v in zip(MINE, card(before, "returned").values["now"], strict=True)
     }
@@ -86,6 +89,7 @@ def test_the_road_from_live_to_gone(
     html = page.render([("before", before), ("after", after)])
     for passage in after.passages:
         assert str(page.marked(passage.text, ())) in html
+    assert 'class="lead none"' in html
     assert "None of" in html
     assert html.count("<svg") > 20
     assert "http" not in html.replace("http-equiv", "")
@@ -210,20 +214,84 @@ def test_verdicts_follow_from_values_alone() -> None:
             sides["never had"] = never
         return cards.compared("n", "t", "a", "weights", sides).level
 
-    low = [0.1, 0.2, 0.15, 0.12]
-    high = [0.8, 0.9, 0.85, 0.95]
+    low = [0.1, 0.2, 0.15, 0.12, 0.1, 0.18]
+    high = [0.8, 0.9, 0.85, 0.95, 0.8, 0.9]
     assert verdict(high, low, low) == "leaks"
     assert verdict(low, low, high) == "same"  # never-had decides, not the base
     assert verdict(low, high, low) == "less"
-    assert verdict([0.1, 0.3, 0.2, 0.0], low, low) == "level"
+    assert verdict([0.1, 0.3, 0.2, 0.0, 0.1, 0.3], low, low) == "level"
+    # five above by 0.1, one below by 0.18: 14 of the 64 ways to sign them are as far from 0
+    assert verdict([0.2, 0.3, 0.25, 0.22, 0.2, 0.0], low, low) == "level"
     assert verdict(high, None, low) == "leaks"
-    assert verdict([0.9], [0.1], [0.1]) == "unclear"
+    assert (
+        "p = 0.031" in cards.compared("n", "t", "a", "weights", {"now": high, "base": low}).verdict
+    )
+    for few in range(1, 6):  # 2 of 2^5 ways are 6%: no five texts convince
+        assert verdict(high[:few], low[:few], low[:few]) == "unclear"
+    assert verdict([0.9], [0.9], [0.1]) == "same"
+    for now, way in ((0.9, r"\+0.800.*points to more"), (0.05, "-0.050.*points to less")):
+        card = cards.compared("n", "t", "a", "weights", {"now": [now], "never had": [0.1]})
+        assert re.search(f"1 text, .*{way}", card.verdict)
     assert cards.compared("n", "t", "a", "weights", {"now": high}).level == "unclear"
     held = cards.counted("n", "t", "a", "store", {"now": [True, False]})
     assert (held.level, held.sides["now"].n) == ("leaks", 2)
     none = cards.counted("n", "t", "a", "store", {"now": [False] * 10})
     assert none.level == "clean"
     assert "28%" in none.verdict  # Wilson: 0 of 10
+
+
+def test_rates_of_equal_values_keep_an_interval() -> None:
+    """Wilson of 0 of 3 is 0 to 0.561; a bootstrap of three zeros has no width."""
+    card = cards.compared("n", "t", "a", "store", {"now": [0.0] * 3, "never had": [0, 1, 1]})
+    assert card.sides["now"].low == 0
+    assert card.sides["now"].high == pytest.approx(0.561, abs=1e-3)
+    assert card.sides["never had"].mean == pytest.approx(2 / 3)
+    other = cards.compared("n", "t", "a", "weights", {"now": [0.5] * 3})
+    assert (other.sides["now"].low, other.sides["now"].high) == (0.5, 0.5)
+
+
+def _leveled(*levels: cards.Level, group: str = "weights") -> list[Card]:
+    return [
+        Card.model_validate(
+            {
+                **{"name": f"n{i}", "title": "t", "about": "a", "group": group},
+                **{"sides": {}, "values": {}, "level": level, "verdict": "v"},
+            }
+        )
+        for i, level in enumerate(levels)
+    ]
+
+
+def test_the_headline_is_good_news_only_where_all_was_judged() -> None:
+    assert page.headline(_leveled("same", "clean")) == (
+        "none",
+        "None of 2 probes brings out more than it should",
+    )
+    colour, words = page.headline(_leveled("unclear", "unclear", "same"))
+    assert (colour, "2 could not be judged" in words) == ("unclear", True)
+    assert "is seen to" in words
+    assert page.headline(_leveled("leaks", "unclear", "leaks", "clean")) == (
+        "leaks",
+        "2 of 4 probes bring something out; 1 could not be judged",
+    )
+    colour, words = page.headline(_leveled("level", "less", "same"))
+    assert (colour, "is seen to" in words) == ("none", True)
+    assert "1 could not be told apart; 1 give less" in words
+    colour, words = page.headline(_leveled("clean", group="store"))
+    assert (colour, "the weights were not asked" in words) == ("unclear", True)
+
+
+def test_one_text_makes_no_green_page() -> None:
+    values: dict[cards.Side, tuple[float, ...]] = {"now": (0.9,), "base": (0.1,)}
+    report = Report(
+        **{"toolkit": "0", "made": "now", "subject": "s", "model": "m", "live": False},
+        texts=("t",),
+        sides=("now", "base"),
+        cards=(cards.compared("p", "t", "a", "weights", values),),
+    )
+    html = page.render([("now", report)])
+    assert 'class="lead unclear"' in html
+    assert "1 could not be judged" in html
 
 
 def test_a_file_that_is_no_report(tmp_path: Path) -> None:
