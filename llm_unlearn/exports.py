@@ -70,9 +70,14 @@ class Export(BaseModel):
     gone: str | None = None
 
     @property
+    def of(self) -> int | None:
+        """The shard whose adapter it is; None for an audit kit."""
+        return None if self.shard == KIT else self.shard
+
+    @property
     def label(self) -> str:
         """What a receipt calls it: no path, no name."""
-        what = "audit kit" if self.shard == KIT else f"shard {self.shard}"
+        what = "audit kit" if self.of is None else f"shard {self.of}"
         return f"export {self.number} of {what}, {self.when[:10]}"
 
 

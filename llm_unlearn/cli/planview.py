@@ -41,7 +41,7 @@ def as_json(plan: Plan) -> dict[str, object]:
         ],
         "seconds": plan.seconds,
         "owed": [
-            {"export": e.number, "shard": e.shard, "where": e.where, "when": e.when}
+            {"export": e.number, "shard": e.of, "where": e.where, "when": e.when}
             for e in plan.owed
         ],
     }
@@ -96,9 +96,12 @@ def shown(plan: Plan, opened: Opened) -> Iterator[RenderableType]:
     yield words(f"{plan.compared} other documents were compared.")
     if plan.owed:
         yield table(
-            "Exported adapters that had learned them: destroy these yourself",
+            "Exported adapters that had learned them, and audit kits: destroy these yourself",
             ("export", "shard", "folder", "since"),
-            [(str(e.number), str(e.shard), e.where, e.when) for e in plan.owed],
+            [
+                (str(e.number), "audit kit" if e.of is None else str(e.of), e.where, e.when)
+                for e in plan.owed
+            ],
         )
     for work in plan.shards:
         yield words(

@@ -64,7 +64,8 @@ def test_the_road_from_live_to_gone(
     never.ingest(OTHERS)
     never.train()
     with open_beside(taught, never.path, never.opened.keyring.directory) as beside:
-        assert beside.opened.models is taught.opened.models
+        assert beside.opened.models.host is taught.opened.models.host
+        assert beside.opened.models.embedder is taught.opened.models.embedder
         after = probe_subject(taught, "gone", MINE, controls=STRANGERS, never_had=beside)
     assert not after.live
     assert after.sides == ("now", "never had", "base")
