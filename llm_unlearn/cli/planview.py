@@ -41,8 +41,7 @@ def as_json(plan: Plan) -> dict[str, object]:
         ],
         "seconds": plan.seconds,
         "owed": [
-            {"export": e.number, "shard": e.of, "where": e.where, "when": e.when}
-            for e in plan.owed
+            {"export": e.number, "shard": e.of, "where": e.where, "when": e.when} for e in plan.owed
         ],
     }
 
