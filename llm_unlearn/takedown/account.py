@@ -87,13 +87,12 @@ class Earlier:
     def served(self, shards: Collection[int]) -> tuple[dict[int, str], dict[int, str]]:
         """Of these shards, the checkpoints that served: names, and what they were trained on (hex).
 
-        What served in a shard that was trained since the fence is not known: its inputs are left out.
+        What served in a shard that was trained since the fence is not known: an empty name.
         """
-        found = {shard: part for shard, part in self.serving.items() if shard in shards}
-        return (
-            {shard: part.name for shard, part in found.items()},
-            {s: part.inputs.hex() for s, part in found.items() if s not in self.rebuilt},
-        )
+        known = {s: p for s, p in self.serving.items() if s in shards and s not in self.rebuilt}
+        unknown = dict.fromkeys(self.rebuilt.intersection(shards), "")
+        names = {shard: part.name for shard, part in known.items()}
+        return names | unknown, {shard: part.inputs.hex() for shard, part in known.items()}
 
     def notes(self, touched: Collection[int]) -> list[str]:
         """What a receipt must say of it."""

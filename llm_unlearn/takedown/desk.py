@@ -197,8 +197,9 @@ class Desk:
             rows = list(named.values()) or [
                 row for row in journal.filed() if row.state == "approved"
             ]
-            outcomes = takedowns.run(rows, probe=probe)
-            return sorted([*outcomes, *takedowns.resume()], key=lambda outcome: outcome.number)
+            outcomes = {outcome.number: outcome for outcome in takedowns.run(rows, probe=probe)}
+            outcomes |= {outcome.number: outcome for outcome in takedowns.resume()}
+            return [outcomes[number] for number in sorted(outcomes)]
 
     def refuse(self, which: str, reason: str, sender: str | None = None) -> Listed:
         """Refuse a request; what it fenced answers again."""

@@ -104,7 +104,7 @@ class Case(BaseModel):
     touched: list[int] = []  # shards that the documents were in
     retired: list[str] = []  # clean checkpoints that went with a dropped shard
     copies: list[Copy] = []
-    served: dict[int, str] = {}  # shard -> name of the checkpoint that served before
+    served: dict[int, str] = {}  # shard -> name of the checkpoint that served before, "": not known
     served_inputs: dict[int, str] = {}  # shard -> what that one was trained on (hex)
     shards: list[Shard] = []
     checkpoints: list[Checkpoint] = []
