@@ -281,10 +281,11 @@ class Desk:
         """Many requests at once: fenced together, compared in one pass, every shard retrained once.
 
         Args:
-            confirm: shown all plans; if it says no, the fences are lifted and None is returned.
+            confirm: shown all plans; if it says no, what this call filed is taken back, and None is
+                returned.
 
         Raises:
-            InputError: one was refused or withdrawn before, or has the id of another whose case is
+            InputError: one was refused, withdrawn or restored before, or has the id of another whose case is
                 there and asks for something else; nothing was filed.
         """
         with self._writing(resuming=False):

@@ -28,7 +28,7 @@ from llm_unlearn.takedown.account import Earlier, closure_of
 from llm_unlearn.takedown.copies import owed_copies
 from llm_unlearn.takedown.journal import STARTED, UNDECIDED, After, Case, Filed, Journal
 from llm_unlearn.takedown.lookup import look_up
-from llm_unlearn.takedown.plan import Plan, Planned, shards_of
+from llm_unlearn.takedown.plan import Plan, Planned, as_now, shards_of
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.tombstones import Tombstones
 from llm_unlearn.takedown.verify import request_reference
@@ -189,6 +189,7 @@ class Intake:
                 given.
         """
         opened, case = self._opened, self.journal.case(filed)
+        plan = as_now(opened, plan)
         going = _without(plan.removed, decision.declined, "removed")
         open_ = [] if decision.keep_flagged else _without(plan.flagged, decision.kept, "flagged")
         declined = len(plan.removed) - len(going)

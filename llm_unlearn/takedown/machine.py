@@ -30,7 +30,7 @@ from llm_unlearn.takedown.intake import Decision, Intake, now
 from llm_unlearn.takedown.journal import Filed, State
 from llm_unlearn.takedown.looking import look, plans
 from llm_unlearn.takedown.merkle import leaf_hash
-from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.takedown.plan import Plan, as_now
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.starting import start
 from llm_unlearn.takedown.verify import request_reference
@@ -160,6 +160,7 @@ class Takedowns:
         """Approve planned requests and carry them out together."""
         from llm_unlearn.takedown.evidence import Evidence
 
+        pairs = [(filed, as_now(self._opened, plan)) for filed, plan in pairs]
         going = {i.record.handle: i.record for _, plan in pairs for i in plan.removed}
         evidence = Evidence.gather(self._opened, going.values(), probe=probe)
         fenced = {
@@ -273,10 +274,13 @@ class Takedowns:
         moments = Moments(opened, evidence, self._progress)
         self._erase(running, moments)
         waiting = self._retrain_all([r for r in running if r.filed.state == "disposed"], moments)
-        outcomes, missing = [], None
+        outcomes: list[Outcome] = []
+        missing: str | None = None
         done = [r for r in running if r.filed.state == "retrained"]
         if done:
-            tree, facts, scan = receipts.log_tree(opened.path / "receipts"), None, None
+            tree = receipts.log_tree(opened.path / "receipts")
+            facts: Facts | None = None
+            scan: receipts.Scan | None = None
             if any(r.case.receipt is None for r in done):
                 try:
                     facts, scan = Facts.gather(opened), moments.scan()

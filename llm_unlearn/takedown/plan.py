@@ -232,6 +232,21 @@ def make_plans(
     return plans
 
 
+def as_now(opened: Opened, plan: Plan) -> Plan:
+    """The plan with what has come under a legal hold since it was made kept back."""
+    planned = [item.record.handle for item in (*plan.removed, *plan.flagged)]
+    there = opened.vault.find_many(planned)
+    held = {handle for handle, record in there.items() if record.state == "held"}
+    if not held:
+        return plan
+    return replace(
+        plan,
+        removed=tuple(i for i in plan.removed if i.record.handle not in held),
+        flagged=tuple(i for i in plan.flagged if i.record.handle not in held),
+        kept_back=(*plan.kept_back, *sorted(held.intersection(plan.handles))),
+    )
+
+
 Compared: TypeAlias = "tuple[_Names, Mapping[int, list[Match]]]"
 """The names that were heard on the way, and the copies by request."""
 

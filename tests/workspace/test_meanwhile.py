@@ -125,6 +125,20 @@ def test_a_hold_that_comes_after_approval_is_kept(make: Maker) -> None:
         workspace.where("work-0/s3")
 
 
+def test_a_hold_that_comes_at_the_question_is_kept(make: Maker) -> None:
+    workspace = _full(make)
+
+    def late(_plan: Any) -> bool:
+        workspace.opened.store.hold(id="work-0/s3")
+        return True
+
+    receipt = _receipt(workspace, workspace.takedown(subject="work-0", probe=False, confirm=late))
+    assert workspace.where("work-0/s3").state == "held"
+    assert (receipt.done.documents_held, receipt.done.documents_deleted.store) == (1, 1)
+    assert receipt.scan != "not scanned"
+    assert receipt.scan.findings == 0
+
+
 def test_a_hold_that_ends_before_the_run_is_not_counted(make: Maker) -> None:
     workspace = _full(make)
     workspace.opened.store.hold(id="work-0/s3")
