@@ -285,8 +285,8 @@ class Desk:
                 returned.
 
         Raises:
-            InputError: one was refused, withdrawn or restored before, or has the id of another whose case is
-                there and asks for something else; nothing was filed.
+            InputError: one was refused, withdrawn or restored before, or has the id of another whose
+                case is there and asks for something else; nothing was filed.
         """
         with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)
