@@ -1,8 +1,9 @@
 """Correct a document (GDPR Article 16): the old one goes by a takedown, the new one comes, in one step.
 
 Guarantees: one transaction fences the old document with its copies and makes the new one live, so that
-whatever crash comes and whoever looks, never both serve and never neither; from then on it is a takedown
-like any other, which `resume` finishes to a receipt. Before that transaction nothing has changed. The
+whatever crash comes and whoever looks, never both serve and never neither (but for a new one that is a copy
+of what an undecided request names: it is fenced at once); from then on it is a takedown like any other,
+which `resume` finishes to a receipt. Before that transaction nothing has changed. The
 state afterwards is that of a workspace that never had the old document and took the new one in now.
 
 Not guaranteed: that an adapter knows the new words before it was trained on them. `correct` trains the
@@ -24,6 +25,7 @@ from llm_unlearn.sisa.build import Progress
 from llm_unlearn.sisa.layout import Declared
 from llm_unlearn.takedown.intake import Decision
 from llm_unlearn.takedown.journal import After
+from llm_unlearn.takedown.looking import watching
 from llm_unlearn.takedown.machine import Outcome, Takedowns
 from llm_unlearn.takedown.plan import Plan, make_plan
 from llm_unlearn.takedown.request import Request
@@ -80,11 +82,16 @@ def correct(
     if confirm is not None and not confirm(plan):
         return None
     staged = opened.vault.add(records, "staged")
+
+    def come_in() -> None:
+        with watching(opened, staged):
+            opened.vault.set_state(staged, "live")
+
     try:
         machine = Takedowns(opened, on_state=on_state, progress=progress)
         outcome = machine.replace(
             plan,
-            lambda: opened.vault.set_state(staged, "live"),
+            come_in,
             decision=Decision(after=after),
             probe=probe,
         )

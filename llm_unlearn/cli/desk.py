@@ -11,7 +11,7 @@ import typer
 from llm_unlearn.cli import planview, render
 from llm_unlearn.cli.failures import UsageError
 from llm_unlearn.cli.options import Keys, WorkspaceDir, open_workspace
-from llm_unlearn.cli.outcomes import outcome_json, tell_all
+from llm_unlearn.cli.outcomes import outcome_json, refuse_waiting, tell_all
 from llm_unlearn.cli.output import Output, words
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import write_atomic
@@ -282,13 +282,15 @@ def review(
     from llm_unlearn.takedown.request import Request
 
     with open_workspace(workspace, keys, write=bool(keep or remove)) as opened:
-        kept = opened.desk.keep(keep) if keep else 0
         outcome = None
+        there = {name for name, _, _ in opened.desk.under_review()}
+        for name in remove or ():
+            if name not in there:
+                raise InputError(f"{name!r} is not under review.", "List what is first.")
+            if name in (keep or ()):
+                raise InputError(f"{name!r} is both kept and removed.", "Decide for one.")
+        kept = opened.desk.keep(keep) if keep else 0
         if remove:
-            there = {name for name, _, _ in opened.desk.under_review()}
-            for name in remove:
-                if name not in there:
-                    raise InputError(f"{name!r} is not under review.", "List what is first.")
             demand = Request.internal(ids=remove, reason="found to be copies in review")
             with out.bar("retraining") as bar:
                 outcome = opened.takedown(demand, probe=False, progress=bar.step)
@@ -310,6 +312,8 @@ def review(
         )
         if kept:
             out.say("Kept training documents are learned again by the next `train`.")
+        if outcome:
+            refuse_waiting([outcome])
 
 
 def receipt(

@@ -18,7 +18,7 @@ def tell_all(out: Output, opened: Workspace, outcomes: Sequence[Outcome]) -> Non
     """What became of several takedowns.
 
     Raises:
-        RecipeMismatch: one waits with its retraining.
+        RecipeMismatch: one waits with its retraining or its receipt.
     """
     out.result({"takedowns": [outcome_json(opened, outcome) for outcome in outcomes]})
     for outcome in outcomes:
@@ -81,6 +81,7 @@ def refuse_waiting(outcomes: Sequence[Outcome]) -> None:
     waiting = [outcome for outcome in outcomes if outcome.waiting]
     if waiting:
         raise RecipeMismatch(
-            f"Takedown {waiting[0].number} waits with its retraining; the text is fenced and "
-            f"deleted. {waiting[0].waiting}"
+            f"Takedown {waiting[0].number} waits with its "
+            + ("receipt" if waiting[0].state == "retrained" else "retraining")
+            + f"; the text is fenced and deleted. {waiting[0].waiting}"
         )

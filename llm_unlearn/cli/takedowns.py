@@ -35,7 +35,7 @@ _STATES = {
     "fenced": "nor on any copy of it",
     "deleted": "keys destroyed, rows and vectors gone",
     "disposed": "checkpoints that knew it are gone; the last clean ones serve",
-    "retrained": "every shard is whole again",
+    "retrained": "the shards that had learned it are whole again",
     "receipted": "signed and added to the log",
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llm_unlearn.errors import Damaged
+from llm_unlearn.errors import Damaged, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.sisa.build import shard_states
 from llm_unlearn.sisa.checkpoints import Listed
@@ -32,6 +32,8 @@ DISPOSAL = (
     "data keys overwritten with zeros in place and synced; then rows removed, pages zeroed and the "
     "write-ahead log truncated; checkpoint keys likewise, then their files removed"
 )
+UNKNOWN = "0" * 64
+"""Stands for a digest that cannot be computed; a limit of the receipt says so."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class Earlier:
 
     store: str
     adapters: Mapping[int, str]
-    serving: Mapping[int, str]  # shard -> name of the checkpoint that served
+    serving: Mapping[int, Slice]  # shard -> what the checkpoint that served was trained on
     asked: Mapping[int, Sequence[Slice]]
+    rebuilt: frozenset[int] = (
+        frozenset()
+    )  # shards trained since the fence, without what it took out
 
     @classmethod
     def gather(cls, opened: Opened, fenced: Collection[bytes]) -> Earlier:
@@ -52,19 +57,57 @@ class Earlier:
         """
         asked = opened.wanted_without((), back=fenced)
         listed = opened.checkpoints.listed()
-        serving = {s.shard: s.serving.name for s in shard_states(asked, listed) if s.serving}
+        serving = {s.shard: s.serving for s in shard_states(asked, listed) if s.serving}
+        now = {part.inputs for parts in opened.wanted().values() for part in parts}
+        rebuilt = {
+            shard
+            for shard, parts in asked.items()
+            for part in parts
+            if part.name in listed
+            and listed[part.name].inputs != part.inputs
+            and listed[part.name].inputs in now
+        }
+        try:
+            also = _out_of_use(opened, fenced)
+            store = hashlib.sha256(opened.store.canonical_bytes(also=also)).hexdigest()
+        except UnlearnError:
+            store = UNKNOWN  # other chunks, or no embedder: that must keep no text in the workspace
         return cls(
-            hashlib.sha256(
-                opened.store.canonical_bytes(also=_out_of_use(opened, fenced))
-            ).hexdigest(),
-            {shard: digest_of(opened, listed[name]) for shard, name in serving.items()},
+            store,
+            {shard: digest_of(opened, listed[part.name]) for shard, part in serving.items()},
             serving,
             asked,
+            frozenset(rebuilt),
         )
 
     def commit(self, salt: bytes) -> receipts.Before:
         """Commitments to it."""
         return receipts.commit_state(salt, store=self.store, adapters=self.adapters)
+
+    def served(self, shards: Collection[int]) -> tuple[dict[int, str], dict[int, str]]:
+        """Of these shards, the checkpoints that served: names, and what they were trained on (hex).
+
+        What served in a shard that was trained since the fence is not known: an empty name.
+        """
+        known = {s: p for s, p in self.serving.items() if s in shards and s not in self.rebuilt}
+        unknown = dict.fromkeys(self.rebuilt.intersection(shards), "")
+        names = {shard: part.name for shard, part in known.items()}
+        return names | unknown, {shard: part.inputs.hex() for shard, part in known.items()}
+
+    def notes(self, touched: Collection[int]) -> list[str]:
+        """What a receipt must say of it."""
+        notes = []
+        if self.store == UNKNOWN:
+            notes.append(
+                "That the digest of the store before is committed to: it could not be computed, and 64 "
+                "zeros stand for it."
+            )
+        notes += [
+            f"That state_before has what shard {shard} knew when the request came: shard {shard} was "
+            "trained again, without the text, before the request was approved."
+            for shard in sorted(self.rebuilt.intersection(touched))
+        ]
+        return notes
 
     def touched(self, going: Collection[bytes]) -> list[int]:
         """The shards that these documents were in."""
@@ -125,15 +168,24 @@ class Facts:
     store: str
     adapters: dict[int, str]
     waiting: dict[int, int]  # shard -> slices that are not trained again
+    base_model: str
+    embedder: str
 
     @classmethod
     def gather(cls, opened: Opened) -> Facts:
-        """Compute it."""
+        """Compute it.
+
+        Raises:
+            UnlearnError: a model is not here, or the store was filled with other settings.
+        """
         states, listed = opened.states(), opened.checkpoints.listed()
+        recipe = opened.saved_recipe()
         return cls(
             hashlib.sha256(opened.store.canonical_bytes()).hexdigest(),
             {s.shard: digest_of(opened, listed[s.serving.name]) for s in states if s.serving},
             {s.shard: len(s.missing) for s in states},
+            recipe.base_model if recipe else opened.models.base_digest,
+            opened.models.embedder.digest,
         )
 
 
@@ -177,8 +229,8 @@ def make_receipt(
                 for shard, digest in sorted(facts.adapters.items())
             ),
             recipe=opened.recipe_digest().hex(),
-            base_model=recipe.base_model if recipe else opened.models.base_digest,
-            embedder=opened.models.embedder.digest,
+            base_model=facts.base_model,
+            embedder=facts.embedder,
             environment=recipe.versions if recipe else {},
             code_version=importlib.metadata.version("llm-unlearn"),
         ),
@@ -186,10 +238,18 @@ def make_receipt(
         scan=scan,
         probes=case.probes,
         copies=case.copies,
-        waiting=sum(facts.waiting.get(shard, 0) for shard in case.touched)
-        if case.after != "retrain"
-        else 0,
+        waiting=sum(facts.waiting.get(shard, 0) for shard in case.touched),
+        notes=(*case.notes, *_unread(facts)),
     )
+
+
+def _unread(facts: Facts) -> list[str]:
+    return [
+        f"That the adapter of shard {shard} is what was trained: its file cannot be read, and 64 zeros "
+        "stand for its digest."
+        for shard, digest in sorted(facts.adapters.items())
+        if digest == UNKNOWN
+    ]
 
 
 def digest_of(opened: Opened, item: Listed) -> str:
@@ -200,4 +260,4 @@ def digest_of(opened: Opened, item: Listed) -> str:
     try:
         return opened.checkpoints.digest(item)
     except Damaged:
-        return "0" * 64
+        return UNKNOWN

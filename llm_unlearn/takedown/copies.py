@@ -1,9 +1,9 @@
 """The register of copies outside: backups, downstream recipients, caches; and what a takedown owes there.
 
 Guarantees: an entry is sealed under a key of its own; a receipt names it by kind, number and day only. A
-takedown lists every registered copy that may hold what it removes: as done where the copy is gone, or holds
-ciphertext only (whose keys the takedown destroys), else as owed, with the day it is due. Exported adapters
-that had learned it are listed too (`exports`).
+takedown lists every registered copy that may hold what it removes or what a legal hold keeps back: as done
+where the copy is gone, or holds ciphertext only (whose keys the takedown destroys), else as owed, with the
+day it is due. Exported adapters that had learned it are listed too (`exports`).
 
 Not guaranteed: that a copy is what its entry says, or that a copy that nobody registered is known.
 """
@@ -153,8 +153,10 @@ class Copies:
 def owed_copies(opened: Opened, plan: Plan, today: date | None = None) -> list[Copy]:
     """What a takedown owes elsewhere, and what is done there already."""
     today = today or datetime.now(UTC).date()
-    subjects = sorted({item.subject for item in plan.removed})
-    handles = {handle.hex() for handle in plan.handles}
+    kept = opened.vault.find_many(plan.kept_back).values()
+    held = {opened.ledger.entry(record).subject for record in kept}
+    subjects = sorted({*held, *(item.subject for item in plan.removed)})
+    handles = {handle.hex() for handle in (*plan.handles, *plan.kept_back)}
     deadline = plan.request.deadline
 
     def due(days: int) -> str:

@@ -17,12 +17,13 @@ from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.opened import Opened
 from llm_unlearn.takedown import many
 from llm_unlearn.takedown.copies import DAYS, Copies, Entry, Kind
-from llm_unlearn.takedown.intake import ACCEPTED, Acknowledged, Decision, Intake, find
+from llm_unlearn.takedown.intake import ACCEPTED, Acknowledged, Decision, Intake
 from llm_unlearn.takedown.journal import After, Case, Filed
 from llm_unlearn.takedown.looking import look_apart, plans
-from llm_unlearn.takedown.machine import Outcome, Takedowns
+from llm_unlearn.takedown.machine import Outcome, Takedowns, check_open
 from llm_unlearn.takedown.plan import Plan
 from llm_unlearn.takedown.request import Request, once
+from llm_unlearn.takedown.which import find
 
 if TYPE_CHECKING:
     from llm_unlearn.sisa.build import Progress
@@ -67,7 +68,7 @@ class Desk:
         """One takedown, with all that is still known of it.
 
         Raises:
-            NotFound, InputError: see `intake.find`.
+            NotFound, InputError: see `which.find`.
         """
         row = find(self._intake.journal, which, sender)
         return self._listed(row), self._intake.journal.case_or_none(row)
@@ -112,8 +113,8 @@ class Desk:
 
         Raises:
             NotFound: one names what no document has; nothing was filed.
-            InputError: one has the id of another whose case is there and asks for something else;
-                nothing was filed.
+            InputError: one has the id of another whose case is there and asks for something else, or
+                of one that was restored; nothing was filed.
         """
         with self._writing(resuming=False, quick=True):
             journal, fresh = self._intake.journal, []
@@ -122,6 +123,8 @@ class Desk:
                 if row is None:
                     fresh.append(request)
                 else:
+                    if row.state == "restored":
+                        check_open(row, request)
                     journal.check_same(row, request)
             told = [each for _, each in self._intake.submit(fresh)]
         if on_acknowledged is not None:
@@ -194,8 +197,9 @@ class Desk:
             rows = list(named.values()) or [
                 row for row in journal.filed() if row.state == "approved"
             ]
-            outcomes = takedowns.run(rows, probe=probe)
-            return sorted([*outcomes, *takedowns.resume()], key=lambda outcome: outcome.number)
+            outcomes = {outcome.number: outcome for outcome in takedowns.run(rows, probe=probe)}
+            outcomes |= {outcome.number: outcome for outcome in takedowns.resume()}
+            return [outcomes[number] for number in sorted(outcomes)]
 
     def refuse(self, which: str, reason: str, sender: str | None = None) -> Listed:
         """Refuse a request; what it fenced answers again."""
@@ -277,11 +281,12 @@ class Desk:
         """Many requests at once: fenced together, compared in one pass, every shard retrained once.
 
         Args:
-            confirm: shown all plans; if it says no, the fences are lifted and None is returned.
+            confirm: shown all plans; if it says no, what this call filed is taken back, and None is
+                returned.
 
         Raises:
-            InputError: one was refused or withdrawn before, or has the id of another whose case is
-                there and asks for something else; nothing was filed.
+            InputError: one was refused, withdrawn or restored before, or has the id of another whose
+                case is there and asks for something else; nothing was filed.
         """
         with self._writing(resuming=False):
             takedowns = Takedowns(self._opened, on_state=on_state, progress=progress)

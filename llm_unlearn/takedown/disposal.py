@@ -2,7 +2,8 @@
 
 Guarantees: what goes is written into the cases, durably, before it goes, since a process that resumes
 cannot read it any more; done again, it does what is left. Each checkpoint is named in every case whose
-documents its shard had.
+documents its shard had. Shards that had none of them are left as they are: what is out of use there, for a
+review or for another request, was learned by no checkpoint that serves.
 """
 
 from __future__ import annotations
@@ -36,29 +37,25 @@ Advance: TypeAlias = Callable[[Running, State], None]
 
 
 def dispose(opened: Opened, running: Sequence[Running], advance: Advance) -> None:
-    """Dispose of every checkpoint that no longer equals what is asked for; write down which, first."""
-    doomed = stale(opened.wanted(), opened.checkpoints.listed())
+    """Dispose of the touched shards' checkpoints that no longer equal what is asked for; write down which,
+    first."""
+    touched = {shard for item_ in running for shard in item_.case.touched}
+    doomed = [i for i in stale(opened.wanted(), opened.checkpoints.listed()) if i.shard in touched]
     training = opened.training
     named = [(i, slice_number(i.name, training.slices, training.orders)) for i in doomed]
     digests = {item.name: digest_of(opened, item) for item in doomed}
     states = opened.states()
-    touched = {shard for item_ in running for shard in item_.case.touched}
     for running_ in running:
         case = running_.case
         salt = bytes.fromhex(case.salt)
         known = {(item.shard, item.slice) for item in case.checkpoints}
         for item, number in named:
-            # what is stale for other reasons, such as a review, goes with the first
-            ours = item.shard in case.touched or (
-                running_ is running[0] and item.shard not in touched
-            )
-            if ours and (item.shard, number) not in known:
+            if item.shard in case.touched and (item.shard, number) not in known:
                 digest = digests[item.name]
                 made = receipts.commit_checkpoint(
                     salt, shard=item.shard, slice=number, digest=digest
                 )
                 case.checkpoints.append(made)
-        gone = {item.shard for item in case.checkpoints}
         case.shards = [
             receipts.Shard(
                 shard=s.shard,
@@ -66,7 +63,7 @@ def dispose(opened: Opened, running: Sequence[Running], advance: Advance) -> Non
                 retrained=len(s.missing) if _retrains(opened, case, s.shard) else 0,
             )
             for s in states
-            if s.shard in gone
+            if s.shard in case.touched
         ]
     dropped = [r for r in running if r.case.after == "drop"]
     if dropped:

@@ -8,8 +8,10 @@ documents also hold excepted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +28,22 @@ from llm_unlearn.takedown.probing import NAMES, Leakage, probe
 from llm_unlearn.takedown.receipt import Probe, Scan, decimal
 from llm_unlearn.takedown.scanning import scan_for
 
+if TYPE_CHECKING:
+    from llm_unlearn.takedown.journal import Case
+
+Asked: TypeAlias = "tuple[AdapterState | None, Sequence[Document]]"
+"""Documents, and the adapter that they are asked of."""
+
 
 @dataclass(frozen=True)
 class Evidence:
     """The removed text and what was derived from it, in memory only.
 
-    `learned` maps each removed training document to its shard.
+    `learned` names each removed training document by its handle, with its shard.
     """
 
     documents: tuple[Document, ...]
-    learned: tuple[tuple[Document, int], ...]
+    learned: tuple[tuple[bytes, Document, int], ...]
     tokens: tuple[tuple[int, ...], ...]
     vectors: tuple[NDArray[np.float32], ...]
     keys: tuple[bytes, ...]
@@ -47,7 +55,7 @@ class Evidence:
         kept = [record for record in removed if record.fate != "refused"]
         documents = {record.handle: opened.document(record) for record in kept}
         learned = [
-            (documents[record.handle], shard)
+            (record.handle, documents[record.handle], shard)
             for record in kept
             if record.fate == "corpus"
             and record.generation < opened.ledger.generation
@@ -84,19 +92,19 @@ class Moments:
         self._opened = opened
         self._evidence = evidence
         self._progress = progress
-        self._before: dict[str, float] | None = None
+        self._before: dict[str, float] | None = None  # empty: what served is not there any more
         self._rolled_back: dict[str, float] | None = None
 
-    def before_and_rolled_back(self, served: Mapping[int, str]) -> None:
+    def before_and_rolled_back(self, cases: Sequence[Case]) -> None:
         """Measure on the checkpoints that served before, and on those that serve now.
 
         Args:
-            served: name of each shard's checkpoint before the fence.
+            cases: what is carried out; each document is asked of what served before its own case.
         """
         if self._evidence is None or not self._evidence.probe:
             return
         try:
-            self._before = self._measure(dict(served))
+            self._before = self._measure_before(cases)
             self._rolled_back = self._measure(self._serving())
         except UnlearnError:
             self._before = None  # what cannot be measured must not keep the text from being removed
@@ -111,7 +119,7 @@ class Moments:
             Probe(
                 name=f"{name}, mean over {len(self._evidence.learned) if self._evidence else 0} "
                 "removed training documents",
-                before=decimal(self._before[name]),
+                before=decimal(self._before.get(name)),
                 rolled_back=decimal(self._rolled_back[name]),
                 after=decimal(after[name]),
                 never_had="not built" if never is None else decimal(never[name]),
@@ -135,14 +143,42 @@ class Moments:
     def _serving(self) -> dict[int, str]:
         return {s.shard: s.serving.name for s in self._opened.states() if s.serving}
 
+    def _measure_before(self, cases: Sequence[Case]) -> dict[str, float]:
+        """The same of what served before; nothing if one of those checkpoints is not there any more."""
+        checkpoints = self._opened.checkpoints
+        listed = checkpoints.listed()
+        asked: dict[str | None, list[Document]] = defaultdict(list)
+        for handle, document, shard in self._evidence.learned if self._evidence else ():
+            own = next((case for case in cases if handle.hex() in case.handles), None)
+            if own is None:
+                return {}
+            name = own.served.get(shard)  # None: the base model alone
+            item = listed.get(name or "")
+            there = item is not None and item.inputs.hex() == own.served_inputs.get(shard)
+            if name is not None and not there:
+                return {}
+            asked[name].append(document)
+        loaded = {name: checkpoints.load(listed[name]).adapter for name in asked if name}
+        return self._probe([(loaded.get(name or ""), asked[name]) for name in asked])
+
     def _measure(self, names: Mapping[int, str]) -> dict[str, float]:
         """Means over all removed training documents, each asked of its shard's checkpoint."""
         checkpoints = self._opened.checkpoints
         listed = checkpoints.listed()
         wanted = {shard: listed.get(names.get(shard, "")) for shard in self._shards()}
         return self._probe(
-            {shard: checkpoints.load(item).adapter for shard, item in wanted.items() if item}
+            self._asked(
+                {shard: checkpoints.load(item).adapter for shard, item in wanted.items() if item}
+            )
         )
+
+    def _asked(self, adapters: Mapping[int, AdapterState]) -> list[Asked]:
+        """Each shard's documents with its adapter; without one, with the base model."""
+        learned = self._evidence.learned if self._evidence else ()
+        return [
+            (adapters.get(shard), [document for _, document, where in learned if where == shard])
+            for shard in self._shards()
+        ]
 
     def _never_had(self) -> dict[str, float] | None:
         """The same of shards built from the base model and the retained documents alone, in memory.
@@ -176,28 +212,26 @@ class Moments:
                 self._progress,
                 keep,
             )
-            return self._probe(built)
+            return self._probe(self._asked(built))
         except UnlearnError:
             return None  # a comparison that cannot be made must not hold back the receipt
 
     def _shards(self) -> list[int]:
         learned = self._evidence.learned if self._evidence else ()
-        return sorted({shard for _, shard in learned})
+        return sorted({shard for _, _, shard in learned})
 
-    def _probe(self, adapters: Mapping[int, AdapterState]) -> dict[str, float]:
-        """Ask each removed training document of its shard's adapter; without one, of the base model."""
-        evidence, opened = self._evidence, self._opened
-        if evidence is None:
-            raise AssertionError("measuring needs the text")
+    def _probe(self, asked: Sequence[Asked]) -> dict[str, float]:
+        """Ask documents of adapters; with None of the base model alone."""
+        opened = self._opened
         values = [
             probe(
                 opened.models.host,
-                adapters.get(shard),
-                [document for document, where in evidence.learned if where == shard],
+                adapter,
+                documents,
                 max_tokens=opened.training.max_tokens,
                 max_new_tokens=opened.config.answering.max_new_tokens,
             )
-            for shard in self._shards()
+            for adapter, documents in asked
         ]
         pooled = Leakage(
             tuple(v for leakage in values for v in leakage.probability),

@@ -4,9 +4,10 @@ and after a counter-notice restored.
 Guarantees: `submit` fences, in one durable transaction, everything that a request names and every copy of
 it with the same letters, and only then is there an acknowledgement; its time does not grow with the
 workspace. `fence_copies` fences the other copies, before anybody decides (see `looking`). What is refused,
-withdrawn or declined answers again at once, unless another open request holds it. `approve` fences all
-copies, puts possible ones under review, bars what a legal hold keeps, and sets the tombstones, in one
-transaction. `restore` lifts a request's tombstones; nothing comes back by itself.
+withdrawn or declined answers again at once, unless another open request holds it, in the transaction that
+ends the request. `approve` fences all copies, puts possible ones under review, bars what a legal hold
+keeps, and sets the tombstones, of what is held too, in one transaction. `restore` lifts a request's
+tombstones; nothing comes back by itself.
 
 The caller holds the workspace's lock.
 """
@@ -27,7 +28,7 @@ from llm_unlearn.takedown.account import Earlier, closure_of
 from llm_unlearn.takedown.copies import owed_copies
 from llm_unlearn.takedown.journal import STARTED, UNDECIDED, After, Case, Filed, Journal
 from llm_unlearn.takedown.lookup import look_up
-from llm_unlearn.takedown.plan import Plan, Planned
+from llm_unlearn.takedown.plan import Plan, Planned, as_now, shards_of
 from llm_unlearn.takedown.request import Request
 from llm_unlearn.takedown.tombstones import Tombstones
 from llm_unlearn.takedown.verify import request_reference
@@ -70,6 +71,10 @@ class Decision:
     after: After = "retrain"
 
 
+_BLIND = (
+    "That every paraphrase was found: without the store's own embedder and chunk settings, paraphrases "
+    "were not looked for in full."
+)
 ACCEPTED = Decision()
 """All of it, with the possible paraphrases left to people."""
 
@@ -149,11 +154,12 @@ class Intake:
         found = list(plan.removed) if plan else []
         if plan and opened.config.takedown.fence_flagged:
             found += plan.flagged
-        ours = {item.record.handle for item in found}
-        live = [item.record.handle for item in found if item.record.state == "live"]
-        case.handles = sorted({*case.handles, *(handle.hex() for handle in ours)})
         case.looked = True
         with opened.database.transaction():
+            present = opened.vault.find_many([item.record.handle for item in found])
+            ours = [handle for handle, record in present.items() if record.state != "held"]
+            live = [handle for handle in ours if present[handle].state == "live"]
+            case.handles = sorted({*case.handles, *(handle.hex() for handle in ours)})
             opened.vault.set_state(live, "fenced")
             self.journal.advance(filed, filed.state, case)
         return len(live)
@@ -183,6 +189,7 @@ class Intake:
                 given.
         """
         opened, case = self._opened, self.journal.case(filed)
+        plan = as_now(opened, plan)
         going = _without(plan.removed, decision.declined, "removed")
         open_ = [] if decision.keep_flagged else _without(plan.flagged, decision.kept, "flagged")
         declined = len(plan.removed) - len(going)
@@ -198,10 +205,13 @@ class Intake:
         loose -= set(flagged) if fence else set()
         earlier = earlier or Earlier.gather(opened, {*before, *handles})
         case.before = earlier.commit(bytes.fromhex(case.salt))
-        case.served = dict(earlier.serving)
-        case.touched = earlier.touched(handles)
+        case.touched = sorted({*earlier.touched(handles), *shards_of(opened, plan.kept_back)})
+        case.served, case.served_inputs = earlier.served(case.touched)
+        case.notes = [*earlier.notes(case.touched), *([_BLIND] if plan.blind else [])]
         fates = [item.record.fate for item in going]
         case.handles = [handle.hex() for handle in handles]
+        case.contents = [item.record.content.hex() for item in going]
+        case.kept = [handle.hex() for handle in plan.kept_back]
         case.store_count, case.corpus_count = fates.count("store"), fates.count("corpus")
         case.held = plan.held
         case.closure = closure_of(
@@ -209,7 +219,9 @@ class Intake:
         )
         case.reason, case.after = decision.reason, decision.after
         case.copies = owed_copies(opened, plan)
-        documents = [opened.document(i.record) for i in going if i.record.fate != "refused"]
+        records = [i.record for i in going]
+        records += opened.vault.find_many(plan.kept_back).values()
+        documents = [opened.document(record) for record in records if record.fate != "refused"]
         with opened.database.transaction():
             opened.vault.set_state(handles, "fenced")
             reviews.close(opened.database, handles)
@@ -236,7 +248,7 @@ class Intake:
         case.reason = reason
         with self._opened.database.transaction():
             self._undo(filed, case)
-            case.handles = []
+            case.handles, case.contents = [], []
             return self.journal.advance(filed, "refused", case)
 
     def withdraw(self, filed: Filed) -> None:
@@ -249,13 +261,13 @@ class Intake:
         case = self.journal.case(filed)
         with self._opened.database.transaction():
             self._undo(filed, case)
-        self.journal.end(filed, "withdrawn")
+            self.journal.end(filed, "withdrawn")
 
     def discard(self, filed: Filed) -> None:
         """As `withdraw`, and only its number is remembered: it was not meant, or nothing falls under it."""
         with self._opened.database.transaction():
             self._undo(filed, self.journal.case(filed))
-        self.journal.discard(filed)
+            self.journal.discard(filed)
 
     def restore(self, filed: Filed) -> int:
         """Accept again what a request had removed; how many tombstones were lifted.
@@ -268,8 +280,9 @@ class Intake:
                 f"Takedown {filed.number} is {filed.state}: nothing was removed for it.",
                 "A request that is not carried out is refused or withdrawn.",
             )
-        lifted = self._tombstones.lift(filed.mark)
-        self.journal.end(filed, "restored")
+        with self._opened.database.transaction():
+            lifted = self._tombstones.lift(filed.mark)
+            self.journal.end(filed, "restored")
         return lifted
 
     def keep(self, ids: Sequence[str]) -> int:
@@ -332,34 +345,6 @@ class Intake:
         found = opened.vault.find_many([handle for handle in handles if handle not in kept])
         fenced = [handle for handle, record in found.items() if record.state == "fenced"]
         opened.vault.set_state(fenced, "live")
-
-
-def find(journal: Journal, which: str, sender: str | None = None) -> Filed:
-    """A takedown by its number, or by the request's id (with the sender where several have it).
-
-    Raises:
-        NotFound: there is none.
-        InputError: several requests have this id.
-    """
-    rows = journal.filed()
-    if sender is None and which.isascii() and which.isdigit():
-        found = [row for row in rows if row.number == int(which)]
-    elif sender is not None:
-        row = journal.find(which, sender)
-        found = [] if row is None else [row]
-    else:
-        known = journal.find(which)
-        named = [row for row, case in journal.open_cases() if case.request_id == which]
-        found = list({row.number: row for row in (*named, *([known] if known else []))}.values())
-    if not found:
-        raise NotFound(
-            f"There is no takedown {which!r}.",
-            "`takedown list` shows all; one that is over is known by its number, or by id and sender.",
-        )
-    if len(found) > 1:
-        numbers = ", ".join(str(row.number) for row in found)
-        raise InputError(f"Several requests have the id {which!r}: {numbers}.", "Give the number.")
-    return found[0]
 
 
 def _without(items: Sequence[Planned], ids: Sequence[str], what: str) -> list[Planned]:

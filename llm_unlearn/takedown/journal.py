@@ -18,8 +18,6 @@ discarded, by its number only, and no number is given twice.
 
 from __future__ import annotations
 
-import secrets
-import sqlite3
 from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +27,7 @@ from llm_unlearn.errors import InputError, KeyDestroyed, UnlearnError
 from llm_unlearn.retrieval.crypto import keyed_mark, seal, unseal
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
+from llm_unlearn.takedown import reached
 from llm_unlearn.takedown.receipt import Before, Checkpoint, Closure, Copy, Probe, Shard
 from llm_unlearn.takedown.request import Request
 
@@ -62,21 +61,6 @@ CREATE TABLE IF NOT EXISTS takedowns (
   slot INTEGER, sealed BLOB, receipt TEXT
 ) WITHOUT ROWID
 """
-_REACHED = """
-CREATE TABLE IF NOT EXISTS reached (
-  position INTEGER PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL,
-  event TEXT NOT NULL UNIQUE
-)
-"""
-_INDEX = "CREATE INDEX IF NOT EXISTS reached_number ON reached (number)"
-# an earlier version writes takedowns alone
-_NUMBERS = """
-SELECT max(last) FROM (
-  SELECT max(number) AS last FROM reached UNION ALL SELECT max(number) FROM takedowns
-)
-"""
-# what a journal knows whose version kept the last state only
-_LAST = "SELECT number, state, number || '.' || state FROM takedowns ORDER BY number"
 
 
 class Case(BaseModel):
@@ -85,6 +69,9 @@ class Case(BaseModel):
     Attributes:
         salt: opens the receipt's commitments, with the id; the claimant is given both (hex).
         handles: the documents that go (hex); before approval those that the fence holds.
+        contents: what each approved one holds, as a keyed mark (hex): an id may come to name a new text.
+        kept: those of an approved request that a legal hold keeps (hex).
+        notes: what its receipt must add to what it does not prove.
         looked: copies were looked for since it came, and since anything was ingested.
         ahead: approved before it was planned: whoever writes next carries it out.
         include_flagged: what was approved ahead includes possible paraphrases.
@@ -99,6 +86,9 @@ class Case(BaseModel):
     selectors: dict[str, str | list[str] | None]
     salt: str
     handles: list[str]
+    contents: list[str] = []
+    kept: list[str] = []
+    notes: list[str] = []
     received: str
     acknowledged: str
     looked: bool = False
@@ -114,7 +104,8 @@ class Case(BaseModel):
     touched: list[int] = []  # shards that the documents were in
     retired: list[str] = []  # clean checkpoints that went with a dropped shard
     copies: list[Copy] = []
-    served: dict[int, str] = {}  # shard -> name of the checkpoint that served before
+    served: dict[int, str] = {}  # shard -> name of the checkpoint that served before, "": not known
+    served_inputs: dict[int, str] = {}  # shard -> what that one was trained on (hex)
     shards: list[Shard] = []
     checkpoints: list[Checkpoint] = []
     probes: list[Probe] | None = None
@@ -163,8 +154,8 @@ class Journal:
         """Make the tables in a new workspace."""
         with database.transaction() as connection:
             connection.execute(_TABLE)
-            connection.execute(_REACHED)
-            connection.execute(_INDEX)
+            connection.execute(reached.REACHED)
+            connection.execute(reached.INDEX)
 
     def mark(self, request_id: str, sender: str = OPERATOR) -> bytes:
         """The keyed mark under which a sender's request is known after its case is gone."""
@@ -190,8 +181,8 @@ class Journal:
             after: only those after the one with this `event`; all, where there is none.
         """
         with self._database.reading() as connection:
-            if not _recorded(connection):
-                rows = connection.execute(_LAST).fetchall()
+            if not reached.recorded(connection):
+                rows = connection.execute(reached.LAST).fetchall()
                 start = next((i for i, row in enumerate(rows, 1) if row[2] == after), 0)
                 rows = rows[start:]
             else:
@@ -271,10 +262,10 @@ class Journal:
         ((slot, key),) = self._keyring.new_keys(1)
         mark = self.mark(case.request_id, case.sender)
         with self._database.transaction() as connection:
-            _open_record(connection)
-            (last,) = connection.execute(_NUMBERS).fetchone()
+            reached.open_record(connection)
+            (last,) = connection.execute(reached.NUMBERS).fetchone()
             number = (last or 0) + 1
-            _record(connection, number, state)
+            reached.record(connection, number, state)
             connection.execute("INSERT INTO slots (slot) VALUES (?)", (slot,))
             connection.execute(
                 "INSERT INTO takedowns VALUES (?, ?, ?, ?, ?, NULL)",
@@ -323,7 +314,7 @@ class Journal:
             raise AssertionError("a takedown without a case cannot advance")
         sealed = seal(self._keyring.key(filed.slot), case.model_dump_json().encode(), filed.mark)
         with self._database.transaction() as connection:
-            _record(connection, filed.number, state)
+            reached.record(connection, filed.number, state)
             connection.execute(
                 "UPDATE takedowns SET state = ?, sealed = ? WHERE mark = ?",
                 (state, sealed, filed.mark),
@@ -333,7 +324,7 @@ class Journal:
     def close(self, filed: Filed, receipt: str) -> None:
         """Record the receipt's name; then destroy the case's key; then remove what it sealed."""
         with self._database.transaction() as connection:
-            _record(connection, filed.number, "receipted")
+            reached.record(connection, filed.number, "receipted")
             connection.execute(
                 "UPDATE takedowns SET state = 'receipted', receipt = ? WHERE mark = ?",
                 (receipt, filed.mark),
@@ -341,20 +332,26 @@ class Journal:
         self._destroy(filed)
 
     def end(self, filed: Filed, state: Literal["withdrawn", "restored"]) -> None:
-        """Record how it ended, and destroy the case if there still is one."""
+        """Record how it ended; the case, if there still is one, is destroyed once that is durable.
+
+        Joins a transaction, so that what ends with it is one step with it.
+        """
         with self._database.transaction() as connection:
-            _record(connection, filed.number, state)
+            reached.record(connection, filed.number, state)
             connection.execute("UPDATE takedowns SET state = ? WHERE mark = ?", (state, filed.mark))
-        self._destroy(filed)
+            self._database.after_commit(lambda: self._destroy(filed))
 
     def discard(self, filed: Filed) -> None:
-        """Forget a request: nothing falls under it, or it was not meant.
+        """Forget a request: nothing falls under it, or it was not meant. Joins a transaction, as `end`.
 
         What stays is that its number was received and withdrawn, for whoever was told of it.
         """
-        self.end(filed, "withdrawn")
         with self._database.transaction() as connection:
+            reached.record(connection, filed.number, "withdrawn")
             connection.execute("DELETE FROM takedowns WHERE mark = ?", (filed.mark,))
+            # a key that no slot is known of is destroyed by the next sweep, if not here
+            connection.execute("DELETE FROM slots WHERE slot = ?", (filed.slot,))
+            self._database.after_commit(lambda: self._destroy(filed))
 
     def sweep(self) -> None:
         """For the writer on open: finish what was killed between a state and the end of its case."""
@@ -372,27 +369,3 @@ class Journal:
             )
             connection.execute("DELETE FROM slots WHERE slot = ?", (filed.slot,))
         self._database.erase_journal()
-
-
-def _recorded(connection: sqlite3.Connection) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'reached'"
-    return connection.execute(query).fetchone() is not None
-
-
-def _open_record(connection: sqlite3.Connection) -> None:
-    """Make the record where an earlier version made the journal, from what that kept."""
-    if not _recorded(connection):
-        connection.execute(_REACHED)
-        connection.execute(_INDEX)
-        connection.execute(f"INSERT INTO reached (number, state, event) {_LAST}")
-
-
-def _record(connection: sqlite3.Connection, number: int, state: State) -> None:
-    """Record a state that is new. Inside the transaction that reaches it, and before it does."""
-    _open_record(connection)
-    query = "SELECT state FROM reached WHERE number = ? ORDER BY position DESC LIMIT 1"
-    if connection.execute(query, (number,)).fetchone() != (state,):
-        connection.execute(
-            "INSERT INTO reached (number, state, event) VALUES (?, ?, ?)",
-            (number, state, secrets.token_hex(8)),
-        )

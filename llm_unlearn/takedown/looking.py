@@ -11,7 +11,7 @@ Between the acknowledgement and the end of `look` such copies still answer: it r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from llm_unlearn.errors import NotFound, UnlearnError
 from llm_unlearn.opened import Opened
@@ -73,7 +73,8 @@ def look(opened: Opened, but: int | None = None) -> int:
         elif isinstance(plan, NotFound):
             intake.discard(row)
         else:
-            intake.approve(row, plan, Decision(after=case.after), start=True)
+            with suppress(UnlearnError):  # as above
+                intake.approve(row, plan, Decision(after=case.after), start=True)
     return fenced
 
 
@@ -85,7 +86,7 @@ def look_apart(opened: Opened, writing: Callable[[], AbstractContextManager[None
     Args:
         writing: takes the writer's lock for as long as its context lasts.
     """
-    seen = opened.vault.version
+    seen = opened.vault.version()
     rows = _unseen(opened)
     if not rows:
         return 0
@@ -94,7 +95,7 @@ def look_apart(opened: Opened, writing: Callable[[], AbstractContextManager[None
     except UnlearnError:  # what a killed writer left is cleared away by whoever locks
         found = []
     with writing():
-        if not found or opened.vault.version != seen:
+        if not found or opened.vault.version() != seen:
             opened.tidy()
             return look(opened)
         still = {row.number for row in _unseen(opened)}

@@ -14,7 +14,6 @@ holds it in memory; a takedown resumed by another process says "not probed" and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,9 @@ from llm_unlearn.takedown.intake import Decision, Intake, now
 from llm_unlearn.takedown.journal import Filed, State
 from llm_unlearn.takedown.looking import look, plans
 from llm_unlearn.takedown.merkle import leaf_hash
-from llm_unlearn.takedown.plan import Plan
+from llm_unlearn.takedown.plan import Plan, as_now
 from llm_unlearn.takedown.request import Request
+from llm_unlearn.takedown.starting import start
 from llm_unlearn.takedown.verify import request_reference
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ def check_open(filed: Filed, request: Request) -> None:
     """Check that a request may go on.
 
     Raises:
-        InputError: it was refused or withdrawn.
+        InputError: it was refused or withdrawn, or what it removed was allowed back.
     """
-    if filed.state in ("refused", "withdrawn"):
+    if filed.state in ("refused", "withdrawn", "restored"):
+        became = "carried out and restored" if filed.state == "restored" else filed.state
         raise InputError(
-            f"The request {request.id!r} was {filed.state} (takedown {filed.number}).",
+            f"The request {request.id!r} was {became} (takedown {filed.number}).",
             "Send it again under another id.",
         )
 
@@ -58,10 +59,10 @@ class Outcome:
 
     Attributes:
         number: its number in the journal.
-        receipt: the receipt's path; None while retraining waits.
+        receipt: the receipt's path; None while it waits.
         reference: what the claimant is given to recognise their receipt; None when it was
             receipted earlier (its salt is destroyed by then).
-        waiting: why retraining waits, in words; None when done.
+        waiting: why retraining or the receipt waits, in words; None when done.
         already: whether the request had been receipted before.
         owed: copies outside that hold the text, as the receipt calls them: destroy them.
         id: the request's id, where it is still known.
@@ -159,6 +160,7 @@ class Takedowns:
         """Approve planned requests and carry them out together."""
         from llm_unlearn.takedown.evidence import Evidence
 
+        pairs = [(filed, as_now(self._opened, plan)) for filed, plan in pairs]
         going = {i.record.handle: i.record for _, plan in pairs for i in plan.removed}
         evidence = Evidence.gather(self._opened, going.values(), probe=probe)
         fenced = {
@@ -205,15 +207,12 @@ class Takedowns:
                 )
         from llm_unlearn.takedown.evidence import Evidence
 
-        cases = [self._journal.case(row) for row in rows]
-        handles = {bytes.fromhex(handle) for case in cases for handle in case.handles}
-        found = self._opened.vault.find_many(sorted(handles))
-        evidence = Evidence.gather(self._opened, found.values(), probe=probe)
         with self._opened.database.transaction():
-            started = [
-                self._journal.advance(row, "fenced", case)
-                for row, case in zip(rows, cases, strict=True)
-            ]
+            started = [start(self._opened, self._journal, row) for row in rows]
+            cases = [self._journal.case(row) for row in started]
+            handles = {bytes.fromhex(handle) for case in cases for handle in case.handles}
+            found = self._opened.vault.find_many(sorted(handles))
+            evidence = Evidence.gather(self._opened, found.values(), probe=probe)
         return self._carry_out(started, evidence)
 
     def resume(self) -> list[Outcome]:
@@ -275,13 +274,23 @@ class Takedowns:
         moments = Moments(opened, evidence, self._progress)
         self._erase(running, moments)
         waiting = self._retrain_all([r for r in running if r.filed.state == "disposed"], moments)
-        outcomes = []
+        outcomes: list[Outcome] = []
+        missing: str | None = None
         done = [r for r in running if r.filed.state == "retrained"]
         if done:
-            facts, tree = Facts.gather(opened), receipts.log_tree(opened.path / "receipts")
-            scan = moments.scan() if any(r.case.receipt is None for r in done) else None
+            tree = receipts.log_tree(opened.path / "receipts")
+            facts: Facts | None = None
+            scan: receipts.Scan | None = None
+            if any(r.case.receipt is None for r in done):
+                try:
+                    facts, scan = Facts.gather(opened), moments.scan()
+                except UnlearnError as error:
+                    missing = str(error)  # nothing is left; the receipt waits for what is named
+        written_down: dict[int, str] = {}
         for item in done:
             if item.case.receipt is None:
+                if facts is None:
+                    continue
                 made = make_receipt(opened, item.case, now(), facts, tree, scan)
                 item.case.receipt = made.model_dump_json()
                 self._advance(item, "retrained")
@@ -292,19 +301,19 @@ class Takedowns:
             if fixed.number > len(tree.leaves):
                 tree.append(leaf_hash(written.read_bytes()))
             self._journal.close(item.filed, written.name)
-        if done:
+            written_down[item.filed.number] = written.name
+        if written_down:
             self._on_state("receipted")
         for item in running:
-            case, finished = item.case, item.filed.state == "retrained"
-            path = opened.path / "receipts"
-            fixed_number = json.loads(case.receipt)["number"] if finished and case.receipt else 0
+            case, name = item.case, written_down.get(item.filed.number)
+            why = missing if item.filed.state == "retrained" else waiting
             outcomes.append(
                 Outcome(
                     item.filed.number,
-                    "receipted" if finished else item.filed.state,
-                    path / f"{fixed_number:08d}.json" if finished else None,
+                    "receipted" if name else item.filed.state,
+                    opened.path / "receipts" / name if name else None,
                     request_reference(case.request_id, bytes.fromhex(case.salt)),
-                    waiting=None if finished else waiting,
+                    waiting=None if name else why,
                     owed=tuple(c.label for c in case.copies if c.status == "owed"),
                     id=case.request_id,
                 )
@@ -335,7 +344,7 @@ class Takedowns:
         """From the fence to the disposal of every checkpoint that saw the text."""
         fenced = [r for r in running if r.filed.state == "fenced"]
         if fenced:
-            moments.before_and_rolled_back(fenced[0].case.served)
+            moments.before_and_rolled_back([r.case for r in fenced])
             handles = {handle for r in fenced for handle in r.case.handles}
             self._opened.vault.delete([bytes.fromhex(handle) for handle in sorted(handles)])
             for item in fenced:
@@ -355,7 +364,8 @@ class Takedowns:
         """Build what the touched shards lack; the others wait for `train`."""
         opened = self._opened
         shards = shards - opened.dropped()
-        opened.checkpoints.dispose(stale(opened.wanted(), opened.checkpoints.listed()))
+        old = stale(opened.wanted(), opened.checkpoints.listed())
+        opened.checkpoints.dispose(item for item in old if item.shard in shards)
         states = [state for state in opened.states() if state.shard in shards]
         if any(state.missing for state in states):
             with timed(opened, states) as ready:

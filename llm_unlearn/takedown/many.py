@@ -1,12 +1,13 @@
 """Many requests at once: fenced together, compared in one pass, every shard retrained once.
 
 Guarantees: all are filed in one transaction, so that a killed process leaves all of them or none; a request
-under which nothing falls holds no other up; what was done before is not done again.
+under which nothing falls holds no other up; what was done before is not done again; what was filed
+before is not taken back by a no.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.errors import NotFound
@@ -52,6 +53,7 @@ def take_down(
     journal = intake.journal
     nothing: list[tuple[str, str]] = []
     filed: dict[int, Filed] = {}
+    new: set[int] = set()  # filed by this call; what came before it is not this call's to take back
     ids: dict[int, str] = {}
     with opened.database.transaction():
         for request in requests:
@@ -70,30 +72,38 @@ def take_down(
                         after=after,
                     )
                     row = submitted[0][0]
+                    new.add(row.number)
             except NotFound as error:
                 nothing.append((request.id, error.problem))
                 continue
             filed[row.number], ids[row.number] = row, request.id
     if on_state is not None and filed:
         on_state("received")
-    done = _done_before(journal, takedowns, requests, filed)
     pairs: list[tuple[Filed, Plan]] = []
-    drafted = plans(opened, list(filed.values()), include_flagged=include_flagged)
-    for row, plan in zip(filed.values(), drafted, strict=True):
-        if isinstance(plan, NotFound):
-            intake.discard(row)
-            nothing.append((ids[row.number], plan.problem))
-        else:
-            pairs.append((row, plan))
-    drafts = [plan for _, plan in pairs]
-    if confirm is not None:
-        with opened.database.transaction():
-            for row, plan in pairs:
-                intake.fence_copies(row, plan)
-        if not confirm(drafts):
-            for row, _ in pairs:
+    try:
+        done = _done_before(journal, takedowns, requests, filed)
+        drafted = plans(opened, list(filed.values()), include_flagged=include_flagged)
+        for row, plan in zip(filed.values(), drafted, strict=True):
+            if not isinstance(plan, NotFound):
+                pairs.append((row, plan))
+                continue
+            if row.number in new:
+                new.remove(row.number)
                 intake.discard(row)
-            return None
+            nothing.append((ids[row.number], plan.problem))
+        drafts = [plan for _, plan in pairs]
+        if confirm is not None:
+            with opened.database.transaction():
+                for row, plan in pairs:
+                    intake.fence_copies(row, plan)
+        agreed = confirm is None or confirm(drafts)
+    except BaseException:
+        if confirm is not None:  # approved ahead, they are finished by whoever writes next
+            _take_back(intake, filed, new)
+        raise
+    if not agreed:
+        _take_back(intake, filed, new)
+        return None
     shards, seconds = joint_work(opened, drafts)
     if pairs:
         decisions = [Decision(after=after)] * len(pairs)
@@ -101,6 +111,11 @@ def take_down(
     takedowns.resume()
     done.sort(key=lambda outcome: outcome.number)
     return Many(tuple(done), tuple(nothing), shards, seconds)
+
+
+def _take_back(intake: Intake, filed: Mapping[int, Filed], new: Collection[int]) -> None:
+    for number in sorted(new):
+        intake.discard(filed[number])
 
 
 def _done_before(

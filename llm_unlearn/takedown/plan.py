@@ -11,13 +11,15 @@ with all documents in one pass.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_unlearn.errors import NotFound
+from llm_unlearn.errors import NotFound, UnlearnError
 from llm_unlearn.exports import Export, Exports
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import read_pace, read_sizes, work
@@ -75,6 +77,7 @@ class Plan:
     seconds: float | None  # expected time of retraining; None before the first training
     owed: tuple[Export, ...] = ()  # exported adapters that had learned one of these documents
     texts: tuple[str, ...] = ()
+    blind: bool = False  # paraphrases were not looked for: the embedder is not that of the store
 
     @property
     def held(self) -> int:
@@ -129,6 +132,7 @@ def make_plans(
     wanted: list[str] = []
     rows: list[NDArray[np.float32]] = []
     row_groups: list[int] = []
+    blind = False
     for group, request in enumerate(requests):
         try:
             named[group] = lookup.named(opened, request)
@@ -140,7 +144,10 @@ def make_plans(
         vectors = [opened.vectors(record) for record in kept]
         if request.text:
             texts[group].append(request.text)
-            vectors.append(opened.embed(request.text))
+            try:
+                vectors.append(opened.embed(request.text))
+            except UnlearnError:
+                blind = True  # what needs no embedder is found and removed all the same
         wanted += texts[group]
         groups += [group] * len(texts[group])
         rows += vectors
@@ -151,10 +158,14 @@ def make_plans(
     if among is not None:
         others = [r for r in others if r.handle in among]
     considered = {record.handle for record in others}
-    speakers = _Names({group: requests[group] for group in named})
-    matches: dict[int, list[Match]] = defaultdict(list)
-    candidates = speakers.listening(opened, others)
-    if wanted:
+    names = {group: requests[group] for group in named}
+
+    def compare(embed: Callable[[Sequence[str]], NDArray[np.float32]] | None) -> Compared:
+        speakers, matches = _Names(names), defaultdict[int, list[Match]](list)
+        candidates = speakers.listening(opened, others)
+        if not wanted:
+            deque(candidates, maxlen=0)
+            return speakers, matches
         for match in find_copies(
             wanted,
             candidates,
@@ -162,11 +173,16 @@ def make_plans(
             request_vectors=np.concatenate(rows) if rows else None,
             groups=groups,
             vector_groups=row_groups,
-            embed=lambda texts: encode(opened.models.embedder, list(texts)),
+            embed=embed,
         ):
             matches[match.group].append(match)
-    else:
-        deque(candidates, maxlen=0)
+        return speakers, matches
+
+    try:
+        speakers, matches = compare(partial(_embedded, opened))
+    except _CannotEmbed:
+        blind = True
+        speakers, matches = compare(None)
     first = {group: groups.index(group) for group in set(groups)}
     pace, sizes = read_pace(opened.database), read_sizes(opened.database)
     plans: list[Plan | NotFound] = []
@@ -201,10 +217,11 @@ def make_plans(
             mentions=tuple(mentions),
             compared=len(others) - len(asked & considered),
             texts=tuple(texts[group]),
-            owed=tuple(Exports(opened.database, opened.keyring).owed(gone)),
+            owed=tuple(Exports(opened.database, opened.keyring).owed({*gone, *draft.kept_back})),
+            blind=blind,
         )
         if len(requests) == 1:
-            after = _after(opened, gone)
+            after = _after(opened, [plan])
             owing = work(after, opened.training, sizes)
             plan = replace(
                 plan,
@@ -215,9 +232,40 @@ def make_plans(
     return plans
 
 
+def as_now(opened: Opened, plan: Plan) -> Plan:
+    """The plan with what has come under a legal hold since it was made kept back."""
+    planned = [item.record.handle for item in (*plan.removed, *plan.flagged)]
+    there = opened.vault.find_many(planned)
+    held = {handle for handle, record in there.items() if record.state == "held"}
+    if not held:
+        return plan
+    return replace(
+        plan,
+        removed=tuple(i for i in plan.removed if i.record.handle not in held),
+        flagged=tuple(i for i in plan.flagged if i.record.handle not in held),
+        kept_back=(*plan.kept_back, *sorted(held.intersection(plan.handles))),
+    )
+
+
+Compared: TypeAlias = "tuple[_Names, Mapping[int, list[Match]]]"
+"""The names that were heard on the way, and the copies by request."""
+
+
+class _CannotEmbed(Exception):
+    """The embedder is not here, or not the one that the store was filled with."""
+
+
+def _embedded(opened: Opened, texts: Sequence[str]) -> NDArray[np.float32]:
+    try:
+        embedder = opened.store.embedder
+    except UnlearnError as error:
+        raise _CannotEmbed from error
+    return encode(embedder, list(texts))
+
+
 def joint_work(opened: Opened, plans: Sequence[Plan]) -> tuple[tuple[ShardWork, ...], float | None]:
     """What retraining several plans at once takes: each shard's share, and the expected seconds."""
-    after = _after(opened, {handle for plan in plans for handle in plan.handles})
+    after = _after(opened, plans)
     pace = read_pace(opened.database)
     owed = work(after, opened.training, read_sizes(opened.database))
     seconds = None if pace is None else pace.expected(owed, loaded=opened.models.loaded)
@@ -294,14 +342,27 @@ def _planned(
     return Planned(record, entry.id, entry.subject, kind, score, match)
 
 
-def _after(opened: Opened, gone: Collection[bytes]) -> list[ShardState]:
-    """The shards that these documents were in, as they would stand without them.
+def shards_of(opened: Opened, handles: Collection[bytes]) -> set[int]:
+    """The shards in which documents, whatever their state, were or will be trained on."""
+    found = opened.vault.find_many(list(handles)).values()
+    closed = [r for r in found if r.fate == "corpus" and r.generation < opened.ledger.generation]
+    homes = {opened.shard_of(record) for record in closed}
+    return {shard for shard in homes if shard is not None}
 
-    Documents that are fenced for a request count as they were before it. A dropped shard has nothing to
-    be trained again.
+
+def _after(opened: Opened, plans: Sequence[Plan]) -> list[ShardState]:
+    """The shards that the documents of plans were in, as they would stand without them.
+
+    Documents that are fenced for a request count as they were before it, and those that a plan would
+    fence for people to look at as gone. A dropped shard has nothing to be trained again.
     """
-    after = shard_states(opened.wanted_without(gone), opened.checkpoints.listed())
-    affected = {
+    gone = {handle for plan in plans for handle in plan.handles}
+    out = set(gone)
+    if opened.config.takedown.fence_flagged:
+        out |= {item.record.handle for plan in plans for item in plan.flagged}
+    after = shard_states(opened.wanted_without(out), opened.checkpoints.listed())
+    affected = shards_of(opened, {handle for plan in plans for handle in plan.kept_back})
+    affected |= {
         shard
         for shard, parts in opened.wanted_without((), back=gone).items()
         for part in parts

@@ -189,6 +189,7 @@ def build_receipt(
     probes: Sequence[Probe] | None,
     copies: Sequence[Copy] = (),
     waiting: int = 0,
+    notes: Sequence[str] = (),
     log: LogPlace = NO_LOG,
 ) -> Receipt:
     """Put a receipt together; the outcome and what it does not prove follow from the rest.
@@ -199,6 +200,7 @@ def build_receipt(
         scan: None says "not scanned".
         probes: None says "not probed".
         waiting: slices of the touched shards that were not trained again.
+        notes: what else it does not prove.
         log: the log before this receipt: `log_tree`.
     """
     deleted = done.documents_deleted.store + done.documents_deleted.corpus
@@ -227,6 +229,7 @@ def build_receipt(
             *LIMITS,
             *_limits_of_this(done, closure, scan, probes, copies),
             *([_WAITS.format(waiting)] if waiting else []),
+            *notes,
         ),
     )
 

@@ -1,0 +1,47 @@
+"""What an approved request reaches on the day that it is carried out.
+
+Guarantees: documents are destroyed only as they were planned: what has gone is not counted, what a legal
+hold keeps by now is barred and kept, a new text under an old id is left alone; and the case counts what is
+true. A case approved under a version before 0.4 knows no contents: its ids are taken at their word.
+"""
+
+from __future__ import annotations
+
+from llm_unlearn.opened import Opened
+from llm_unlearn.retrieval import bars
+from llm_unlearn.takedown.journal import Filed, Journal
+from llm_unlearn.takedown.plan import shards_of
+
+_GONE = (
+    "That this request removed all that was found for it: {} documents had gone, or had been replaced, "
+    "before this request was carried out."
+)
+
+
+def start(opened: Opened, journal: Journal, filed: Filed) -> Filed:
+    """Look at an approved case's documents once more and start it. Inside a transaction."""
+    case = journal.case(filed)
+    planned = dict(zip(case.handles, case.contents, strict=True)) if case.contents else {}
+    found = opened.vault.find_many([bytes.fromhex(handle) for handle in case.handles])
+    same = {
+        handle: record
+        for handle, record in found.items()
+        if planned.get(handle.hex(), record.content.hex()) == record.content.hex()
+    }
+    held = [handle for handle, record in same.items() if record.state == "held"]
+    going = [handle for handle in same if handle not in held]
+    if case.kept:
+        there = opened.vault.find_many([bytes.fromhex(handle) for handle in case.kept])
+        case.held = sum(record.state == "held" for record in there.values())
+    case.held += len(held)
+    case.touched = sorted({*case.touched, *shards_of(opened, held)})
+    lost = len(case.handles) - len(same)
+    case.notes += [_GONE.format(lost)] if lost else []
+    fates = [same[handle].fate for handle in going]
+    case.store_count, case.corpus_count = fates.count("store"), fates.count("corpus")
+    case.handles = [handle.hex() for handle in going]
+    case.contents = [same[handle].content.hex() for handle in going]
+    case.kept = [*case.kept, *(handle.hex() for handle in held)]
+    opened.vault.set_state(going, "fenced")
+    bars.add(opened.database, held, filed.mark)
+    return journal.advance(filed, "fenced", case)
