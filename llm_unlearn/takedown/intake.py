@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 
 from llm_unlearn.errors import InputError, NotFound
 from llm_unlearn.opened import Opened
-from llm_unlearn.retrieval import bars
+from llm_unlearn.retrieval import bars, fences
 from llm_unlearn.takedown import receipt as receipts
 from llm_unlearn.takedown import reviews
 from llm_unlearn.takedown.account import Earlier, closure_of
@@ -126,6 +126,8 @@ class Intake:
                     after=after,
                 )
                 filed = self.journal.open_case(case)
+                held = [record.handle for record in found if record.state == "held"]
+                fences.add(opened.database, held, filed.mark)
                 due = request.deadline
                 made.append(
                     (
@@ -161,6 +163,9 @@ class Intake:
             live = [handle for handle in ours if present[handle].state == "live"]
             case.handles = sorted({*case.handles, *(handle.hex() for handle in ours)})
             opened.vault.set_state(live, "fenced")
+            held = [handle for handle, record in present.items() if record.state == "held"]
+            held += plan.kept_back if plan else ()
+            fences.add(opened.database, held, filed.mark)
             self.journal.advance(filed, filed.state, case)
         return len(live)
 
@@ -202,6 +207,7 @@ class Intake:
         flagged = [item.record.handle for item in open_]
         before = [bytes.fromhex(handle) for handle in case.handles]
         loose = {*before, *(i.record.handle for i in plan.removed)} - set(handles)
+        loose |= fences.of(opened.database, filed.mark) - set(handles)
         loose -= set(flagged) if fence else set()
         earlier = earlier or Earlier.gather(opened, {*before, *handles})
         case.before = earlier.commit(bytes.fromhex(case.salt))
@@ -228,6 +234,7 @@ class Intake:
             if fence:
                 opened.vault.set_state(flagged, "fenced")
                 reviews.add(opened.database, flagged, filed.mark)
+            fences.drop(opened.database, filed.mark)
             self._free(loose, but=filed)
             bars.add(opened.database, plan.kept_back, filed.mark)
             self._tombstones.add(documents, plan.request, filed.mark, whole=not declined)
@@ -327,9 +334,9 @@ class Intake:
     def _undo(self, filed: Filed, case: Case) -> None:
         """Take back what submission and approval did. Inside a transaction."""
         database = self._opened.database
-        waiting = {h for h, mark in reviews.under_review(database).items() if mark == filed.mark}
-        reviews.close(database, waiting)
-        bars.drop(database, filed.mark)
+        waiting = reviews.of(database, filed.mark) | fences.of(database, filed.mark)
+        for marks in (reviews, bars, fences):
+            marks.drop(database, filed.mark)
         self._tombstones.lift(filed.mark)
         self._free({*waiting, *(bytes.fromhex(h) for h in case.handles)}, but=filed)
 
@@ -338,13 +345,14 @@ class Intake:
         if not handles:
             return
         opened = self._opened
-        kept = set(reviews.under_review(opened.database))
+        kept = {*reviews.under_review(opened.database), *fences.asked(opened.database)}
         for other, case in self.journal.open_cases():
             if but is None or other.number != but.number:
                 kept |= {bytes.fromhex(handle) for handle in case.handles}
         found = opened.vault.find_many([handle for handle in handles if handle not in kept])
         fenced = [handle for handle, record in found.items() if record.state == "fenced"]
         opened.vault.set_state(fenced, "live")
+        fences.forget(opened.database, found)  # of what a hold keeps
 
 
 def _without(items: Sequence[Planned], ids: Sequence[str], what: str) -> list[Planned]:

@@ -11,4 +11,6 @@ from llm_unlearn.retrieval.marked import Marked
 _REVIEWS = Marked("reviews")
 add = _REVIEWS.add
 close = _REVIEWS.remove
+drop = _REVIEWS.drop
+of = _REVIEWS.of
 under_review = _REVIEWS.all
