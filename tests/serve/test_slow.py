@@ -1,0 +1,90 @@
+"""Clients who take nothing: what was removed meanwhile is not sent to them when they do."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from served import Served
+from small import stored
+
+
+def _request(method: str, path: str, key: str = "", body: str = "") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+    length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
+    return f"{head}{length}\r\n{body}".encode()
+
+
+def _stuffed(served: Served) -> socket.socket:
+    """A connection whose client took nothing of what it was answered, so that some of it is still here."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", served.port))
+    connection.settimeout(60)
+    name = connection.getsockname()
+    assert served.server is not None
+    for _ in range(2000):
+        connection.sendall(_request("GET", "/openapi.json"))
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            own: list[Any] = [
+                c for c in served.server.server_state.connections if getattr(c, "client", 0) == name
+            ]
+            if own and own[0].transport.get_write_buffer_size():
+                return connection
+            if own and own[0].cycle is not None and own[0].cycle.response_complete:
+                break
+            time.sleep(0.001)
+    raise AssertionError("the client was never slow")
+
+
+@pytest.fixture(scope="module")
+def slow(fresh: Callable[..., Served]) -> Served:
+    return fresh(client_seconds=120.0, rate=100_000)
+
+
+@pytest.mark.parametrize(
+    ("number", "subject", "route"),
+    [
+        (0, "work", "search"),
+        (2, "keep-0", "document"),
+        (3, "keep-1", "chat"),
+        (4, "keep-2", "stream"),
+    ],
+)
+def test_what_goes_while_a_client_takes_nothing_is_not_sent(
+    slow: Served, number: int, subject: str, route: str
+) -> None:
+    document = stored(number, subject)
+    words = (document.text or "")[-40:]
+    key, operator = slow.key("reader", "staff"), slow.http("operator")
+    chat = (
+        f'{{"model": "workspace", "max_tokens": 2, "stream": {str(route == "stream").lower()}, '
+        f'"messages": [{{"role": "user", "content": "{document.text}"}}]}}'
+    )
+    asked = {
+        "search": _request("POST", "/v1/search", key, f'{{"query": "{document.text}", "k": 100}}'),
+        "document": _request("GET", f"/v1/documents/{document.id}", key),
+        "chat": _request("POST", "/v1/chat/completions", key, chat),
+        "stream": _request("POST", "/v1/chat/completions", key, chat),
+    }[route]
+    connection = _stuffed(slow)
+    connection.sendall(asked)
+    time.sleep(2)  # whatever begins now is made, and waits
+    told = operator.post("/v1/takedowns", json={"subject": subject})
+    assert told.status_code == 201, told.text
+    received = b""
+    connection.settimeout(5)
+    try:
+        while piece := connection.recv(1 << 20):
+            received += piece
+    except TimeoutError:
+        pass
+    connection.close()
+    assert b'"openapi"' in received
+    last = received.rsplit(b"HTTP/1.1 ", 1)[1]
+    assert b"openapi" not in last  # the request was answered in the end
+    assert words.encode() not in last
