@@ -180,9 +180,10 @@ async def file_request(server: Backend, demand: Demand) -> Acknowledgement:
     told, _ = await server.write(server.writer.desk.submit, [demand], copies=False)
     if not told:
         raise InputError(f"A request {demand.id!r} of this sender was submitted before.")
+    settled = await server.apart(server.engine.settle, server.config.answer_seconds)
     server.look()  # the acknowledgement does not wait for the copies
     one = told[0]
-    if not await server.apart(server.engine.settle, server.config.answer_seconds):
+    if not settled:
         raise TooLate(
             f"Takedown {one.number} (reference {one.reference}) is filed and fenced, but the answers "
             "under way were not all looked at yet.",
