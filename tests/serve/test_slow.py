@@ -19,24 +19,31 @@ def _request(method: str, path: str, key: str = "", body: str = "") -> bytes:
 
 
 def _stuffed(served: Served) -> tuple[socket.socket, int]:
-    """A connection whose client took nothing of what it was answered, so that some is still here; how many they are."""
+    """A connection whose client took so few of its answers that some of the last is still here; how many."""
     connection = socket.create_connection(("127.0.0.1", served.port))
     connection.settimeout(60)
     name = connection.getsockname()
     assert served.server is not None
+    last: Any = None
     for number in range(1, 2000):
         connection.sendall(_request("GET", "/openapi.json"))
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            own: list[Any] = [
-                c for c in served.server.server_state.connections if getattr(c, "client", 0) == name
-            ]
-            if own and own[0].transport.get_write_buffer_size():
-                return connection, number
-            if own and own[0].cycle is not None and own[0].cycle.response_complete:
+        while True:
+            time.sleep(0.002)
+            own = [c for c in served.server.server_state.connections if _named(c, name)]
+            cycle = own[0].cycle if own else None
+            if cycle is not None and cycle is not last and cycle.response_complete:
+                last = cycle
                 break
-            time.sleep(0.001)
+        time.sleep(0.05)
+        if own[0].transport.get_write_buffer_size():
+            time.sleep(0.5)
+            if own[0].transport.get_write_buffer_size():
+                return connection, number
     raise AssertionError("the client was never slow")
+
+
+def _named(connection: Any, name: object) -> bool:
+    return getattr(connection, "client", None) == name
 
 
 @pytest.fixture(scope="module")
