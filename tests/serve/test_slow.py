@@ -19,7 +19,7 @@ def _request(method: str, path: str, key: str = "", body: str = "") -> bytes:
 
 
 def _stuffed(served: Served) -> tuple[socket.socket, int]:
-    """A connection whose client took so few of its answers that some of the last is still here; how many."""
+    """A connection whose client took so few answers that some of the last is still here; how many."""
     connection = socket.create_connection(("127.0.0.1", served.port))
     connection.settimeout(60)
     name = connection.getsockname()
