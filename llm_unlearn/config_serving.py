@@ -28,6 +28,12 @@ class ServingConfig(Settings):
         strict=True,
         description="Tokens of new prompts read in one pass: while they are, nobody else gets a token.",
     )
+    cache_tokens: int = Field(
+        default=32768,
+        ge=16,
+        strict=True,
+        description="Tokens that answers decoding together may hold: their number times the longest.",
+    )
     max_new_tokens: int = Field(
         default=512,
         ge=1,
@@ -44,7 +50,7 @@ class ServingConfig(Settings):
         default=256,
         ge=1,
         strict=True,
-        description="Requests under way at once, whatever they are; one more is told to come again (503).",
+        description="Requests under way at once; one more is told to come again (429).",
     )
     rate: int = Field(
         default=600,

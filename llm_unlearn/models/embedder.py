@@ -8,6 +8,7 @@ by text.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class SentenceEmbedder:
         self.dim: int = width
         self._turn = threading.Lock()
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The fast tokenizer, for counting tokens when cutting chunks (a copy without truncation)."""
         backend: tokenizers.Tokenizer = self._model.tokenizer.backend_tokenizer

@@ -1,7 +1,8 @@
 """Choosing the next token of one row: greedy or drawn, and around tokens that may not come.
 
-Guarantees: at temperature 0 the likeliest token, ties to the lower id; otherwise draws that depend on
-the logits and the seed alone, whatever other rows do; a token that `allowed` refuses is never chosen.
+Guarantees: at temperature 0, or one below `COLDEST`, the likeliest token, ties to the lower id; otherwise
+draws that depend on the logits and the seed alone, whatever other rows do; a token that `allowed` refuses
+is never chosen.
 Two runs repeat as far as their logits do: the composition of a batch can change last bits.
 """
 
@@ -10,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 Allowed = Callable[[int], bool]
+COLDEST: Final = 1e-4
+"""Logits divided by less can leave float32; so cold, the likeliest token has all the probability."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Sampler:
     """The draws of one row.
 
     Args:
-        temperature: 0 for greedy; logits are divided by it.
+        temperature: logits are divided by it; greedy below `COLDEST`.
         top_p: draw from the fewest tokens whose probabilities sum to this (Holtzman et al. 2020,
             arXiv 1904.09751).
         seed: of this row's draws; None for another one each time.
@@ -44,7 +48,7 @@ class Sampler:
         seed: int | None = None,
         logprobs: int | None = None,
     ) -> None:
-        self.temperature = temperature
+        self.temperature = temperature if temperature >= COLDEST else 0.0
         self.top_p = top_p
         self.logprobs = logprobs
         self._generator = torch.Generator()

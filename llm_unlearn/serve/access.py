@@ -123,7 +123,10 @@ class AccessKeys:
         return key, told
 
     def revoke(self, which: str) -> Key:
-        """End a key, by its id or name.
+        """End a key, by its id or name: all of that name that were not revoked, expired ones too.
+
+        Returns:
+            The one that was made last.
 
         Raises:
             NotFound: no key in use is called so.
@@ -131,12 +134,14 @@ class AccessKeys:
         now = datetime.now(UTC).replace(microsecond=0)
         with self._writing():
             keys = self.all()
+            ended = None
             for place, key in enumerate(keys):
                 if which in (key.id, key.name) and key.revoked is None:
-                    keys[place] = key.model_copy(update={"revoked": now})
-                    self._write(keys)
-                    return keys[place]
-        raise NotFound(f"No API key in use is called {which!r}.", "List them first.")
+                    ended = keys[place] = key.model_copy(update={"revoked": now})
+            if ended is None:
+                raise NotFound(f"No API key in use is called {which!r}.", "List them first.")
+            self._write(keys)
+            return ended
 
     def check(self, told: str) -> Key:
         """The key that these words open.

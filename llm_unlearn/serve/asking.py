@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from llm_unlearn.serve.guard import asks_for_all
 from llm_unlearn.serve.guarding import Guarding, Watch
 
 if TYPE_CHECKING:
+    from llm_unlearn.models.lora import AdapterHost
     from llm_unlearn.opened import Opened
 
 WHOLE: Final = ("workspace", "route", "ensemble")
@@ -106,16 +107,27 @@ class Ask:
         if guarding is not None:
             if any(guarding.removed(m.content, self.groups) for m in self.messages):
                 return Choice("declined")
-            if self.raw is not None and guarding.removed(self._text(), self.groups):
-                raise AccessDenied(
-                    "The prompt brings along a text that was taken down.",
-                    "Ask without it; scores alone (`echo`, `max_tokens` 0) are given.",
-                )
+            if self.raw is not None:
+                self._check_raw(guarding)
         choice = self._source()
-        wants_all = bool(self.messages) and asks_for_all(self.messages[-1].content)
-        if wants_all and any(rule.refuse_dumps for rule in self._rules(choice)):
-            return Choice("declined")
+        if self.messages and guarding is not None and guarding.refuses_dumps:
+            wants_all = asks_for_all(self.messages[-1].content)
+            if wants_all and any(rule.refuse_dumps for rule in self._rules(choice)):
+                return Choice("declined")
         return choice
+
+    def _check_raw(self, guarding: Guarding) -> None:
+        """Refuse to continue a prompt that brings along what was taken down, or names its subject."""
+        text, scored = self._text(), "scores alone (`echo`, `max_tokens` 0) are given."
+        if guarding.removed(text, self.groups):
+            raise AccessDenied(
+                "The prompt brings along a text that was taken down.", f"Ask without it; {scored}"
+            )
+        # a removed subject reaches no adapter
+        if self.model != "base" and self.answerer.named(text):
+            raise AccessDenied(
+                "The prompt names a subject that was taken down.", f"Ask without it; {scored}"
+            )
 
     def _source(self) -> Choice:
         if self.model == "base":
@@ -141,7 +153,8 @@ class Ask:
         named = _SHARD.fullmatch(self.model)
         if named and int(named[1]) in shards:
             shard = int(named[1])
-            if answerer.named(self.question):  # a removed subject reaches no adapter
+            # a removed subject reaches no adapter, however early it came up
+            if any(answerer.named(message.content) for message in self.messages):
                 return Choice("declined")
             return Choice("adapter", experts=((shard, now.serving[shard], 1.0),))
         if self.model == "ensemble" and shards:
@@ -212,6 +225,26 @@ class Ask:
         ids = encoded(tokenizer, self.raw or ())
         text: str = tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def fits(host: Callable[[], AdapterHost], texts: Sequence[str | tuple[int, ...]]) -> None:
+    """Refuse what the model cannot read before anything looks for passages and names in it.
+
+    Raises:
+        InputError: it has more tokens than the model can read.
+    """
+    base = host().base
+    most = getattr(base.model.config, "max_position_embeddings", None)
+    if most is None:
+        return
+    tokens = 0
+    for text in texts:
+        tokens += len(encoded(base.tokenizer, text))
+        if tokens > most:
+            raise InputError(
+                f"The prompt has more tokens than the {most} that the model can read.",
+                "Ask for less, or send a shorter conversation.",
+            )
 
 
 def encoded(tokenizer: Any, raw: str | tuple[int, ...]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from llm_unlearn.answering import Answerer
 from llm_unlearn.errors import AccessDenied, UnlearnError, WorkspaceLocked
 from llm_unlearn.serve.access import AccessKeys, Key, Role
 from llm_unlearn.serve.asking import answerers
-from llm_unlearn.serve.engine import Engine, TooLate
+from llm_unlearn.serve.engine import Busy, Engine, TooLate
 from llm_unlearn.serve.guarding import Guarding
 from llm_unlearn.serve.metrics import Metrics
 from llm_unlearn.serve.probing import Probes
@@ -33,6 +34,7 @@ from llm_unlearn.takedown.journal import Journal
 from llm_unlearn.workspace import Workspace
 
 T = TypeVar("T")
+_ASKED = 64  # of readers: more that wait are told to come again
 _PAUSE = 1.0
 _PATIENCE = 3.0
 _log = logging.getLogger("llm_unlearn.serve")
@@ -62,8 +64,11 @@ class Backend:
         self.metrics = Metrics()
         self._watch = Watch(self.path / "workspace.db")
         self.engine = Engine(lambda: models.host, self._watch, self.config)
+        # readers have threads of their own, so that no takedown waits for their searches and embeddings
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
-        self.runs = Runs(self.path, keys)
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="readers")
+        self._room = threading.BoundedSemaphore(_ASKED)
+        self.runs = Runs(self.path, keys, self._approved)
         self.probes = Probes()
         self.webhooks = Webhooks(self.path, webhooks, secret, self._states)
         self.guarding = Guarding(self.reader.opened, self.reader.config.guard)
@@ -92,9 +97,15 @@ class Backend:
         """End everything."""
         self.engine.stop()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._watch.close()
         self.writer.close()
         self.reader.close()
+
+    def _approved(self, numbers: Sequence[int]) -> bool:
+        """Whether these takedowns are approved, and none was begun."""
+        states = {row.number: row.state for row in self.reader.desk.all()}
+        return all(states.get(number) == "approved" for number in numbers)
 
     def _states(self, after: str | None) -> list[State]:
         """What webhooks tell: the states that takedowns reached after one."""
@@ -105,6 +116,26 @@ class Backend:
         """Do something that blocks, outside the event loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(work, *given, **more))
+
+    async def asked(self, work: Callable[..., T], *given: Any) -> T:
+        """Do something that blocks for a reader: such as search, embed, read a text.
+
+        Raises:
+            Busy: as many as may are waiting.
+            TooLate: its time was up.
+        """
+        if not self._room.acquire(blocking=False):
+            raise Busy("Too many searches and embeddings are under way.", "Ask again in a moment.")
+        try:
+            future = self._readers.submit(work, *given)
+        except RuntimeError:
+            self._room.release()
+            raise
+        future.add_done_callback(lambda _: self._room.release())
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.answer_seconds)
+        except TimeoutError:
+            raise TooLate("There was no time for this.", "Ask again later, or for less.") from None
 
     async def write(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
         """Do something that takes the writer's lock, waiting a little for whoever has it.
@@ -137,10 +168,15 @@ class Backend:
                 await asyncio.sleep(_PAUSE)
             except UnlearnError as error:  # the plan of the takedown will tell
                 _log.warning("copies were not looked for: %s", type(error).__name__)
-            await self.apart(self.engine.settle)
+            await self.apart(self.engine.settle, self.config.answer_seconds)
 
     async def modelled(self, work: Callable[[], T]) -> T:
-        """Do something with the model, in the model's thread."""
+        """Do something with the model, in the model's thread, unless nobody waits for it any more.
+
+        Raises:
+            Busy: as many as may are waiting.
+            TooLate: its time was up.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -160,7 +196,7 @@ class Backend:
             else:
                 loop.call_soon_threadsafe(give, result)
 
-        self.engine.call(run)
+        self.engine.call(run, lambda: not future.done())
         try:
             return await asyncio.wait_for(future, self.config.answer_seconds)
         except TimeoutError:

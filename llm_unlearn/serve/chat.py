@@ -20,7 +20,7 @@ from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.citing import citations, marked
 from llm_unlearn.serve.events import JSON, Taken
 from llm_unlearn.serve.job import Finish, Job, Piece
-from llm_unlearn.serve.streaming import finished, streamed, usage
+from llm_unlearn.serve.streaming import check_length, finished, streamed, usage
 from llm_unlearn.serve.wire import (
     AnswerMessage,
     ChatAnswer,
@@ -46,17 +46,18 @@ async def chat(
     """Answer a conversation. With `stream` the answer comes as server-sent events."""
     server = backend(request)
     job = _job(server, body, key)
+    await check_length(server, [m.content for m in job.ask.messages])
     server.engine.submit(job)
     released = functools.partial(server.engine.release, job)
     if body.stream:
-        return Taken(_events(server, body, key, job), released)
+        return Taken(_events(server, body, key, job), released, server.engine.commits)
     box = server.engine.mailbox(job)
 
     async def whole() -> AsyncIterator[bytes]:
         pieces = await box.take(whole=True)
         yield _whole(server, body, job, pieces).model_dump_json().encode()
 
-    return Taken(whole(), released, JSON)
+    return Taken(whole(), released, server.engine.commits, JSON)
 
 
 def _job(server: Backend, body: ChatRequest, key: Key) -> Job:
@@ -64,6 +65,7 @@ def _job(server: Backend, body: ChatRequest, key: Key) -> Job:
     messages = [
         Message.model_validate({"role": role.get(m.role, m.role), "content": m.words})
         for m in body.messages
+        if m.words  # an answer that was cut off before its first word, say
     ]
     config = server.reader.config
     most = body.max_completion_tokens or body.max_tokens or config.answering.max_new_tokens

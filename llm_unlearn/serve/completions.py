@@ -11,6 +11,7 @@ import base64
 import functools
 import json
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.engine import Busy
 from llm_unlearn.serve.events import JSON, Taken
 from llm_unlearn.serve.job import Job, Piece
-from llm_unlearn.serve.streaming import finished, streamed, usage
+from llm_unlearn.serve.streaming import check_length, finished, streamed, usage
 from llm_unlearn.serve.wire import (
     CompletionRequest,
     Embedded,
@@ -58,6 +59,8 @@ async def completions(request: Request, body: CompletionRequest, key: Asker) -> 
     most = 16 if body.max_tokens is None else body.max_tokens
     if most > server.config.max_new_tokens:
         raise InputError(f"max_tokens is {most}; {server.config.max_new_tokens} is the most.")
+    for prompt in body.prompts:
+        await check_length(server, [prompt])
     under_way: set[Job] = set()
 
     def released() -> None:
@@ -65,14 +68,15 @@ async def completions(request: Request, body: CompletionRequest, key: Asker) -> 
             server.engine.release(job)
 
     if not body.stream:
-        return Taken(_whole(server, body, key, most, under_way), released, JSON)
+        whole = _whole(server, body, key, most, under_way)
+        return Taken(whole, released, server.engine.commits, JSON)
     if len(body.prompts) > 1 or body.echo or body.logprobs is not None or not most:
         raise InputError(
             "A stream continues one prompt by at least one token, without echo and logprobs.",
             "Ask without stream.",
         )
     (job,) = _jobs(server, body, key, most, under_way)
-    return Taken(_stream(server, body, key, job), released)
+    return Taken(_stream(server, body, key, job), released, server.engine.commits)
 
 
 def _jobs(
@@ -115,9 +119,11 @@ async def _whole(
             drawn = [token for piece in pieces for token in piece.tokens]
             ended = finished(pieces[-1].finish or "length")
             made[place] = ("".join(piece.text for piece in pieces), drawn, ended)
+        tokens = sum(job.made for job in jobs)
+        answer = await server.asked(_answer, server, body, read, made, tokens)
         # the base model draws on nothing that can be taken down
         if body.model == "base" or server.engine.commits() == number:
-            yield _answer(server, body, read, made, sum(job.made for job in jobs))
+            yield answer
             return
         for job in jobs:
             server.engine.release(job)
@@ -231,20 +237,25 @@ async def embeddings(request: Request, body: EmbeddingRequest, _: Asker) -> Embe
     texts = [body.input] if isinstance(body.input, str) else list(body.input)
     if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
         raise InputError("A text is not valid UTF-8.")
-    vectors = await server.apart(lambda: [encode(embedder, [text])[0] for text in texts])
     plain = body.encoding_format != "base64"
-    data = [
-        Embedded(
-            index=index,
-            embedding=vector.tolist()
-            if plain
-            else base64.b64encode(vector.astype("<f4").tobytes()).decode(),
-        )
-        for index, vector in enumerate(vectors)
-    ]
-    count = sum(len(embedder.tokenizer.encode(text).ids) for text in texts)
-    usage = {"prompt_tokens": count, "total_tokens": count}
-    return EmbeddingAnswer(data=data, model=body.model, usage=usage)
+    left = threading.Event()
+
+    def embed() -> EmbeddingAnswer:
+        data, count, tokenizer = [], 0, embedder.tokenizer
+        for index, text in enumerate(texts):
+            if left.is_set():
+                break
+            vector = encode(embedder, [text])[0]
+            packed = base64.b64encode(vector.astype("<f4").tobytes()).decode
+            data.append(Embedded(index=index, embedding=vector.tolist() if plain else packed()))
+            count += len(tokenizer.encode(text).ids)
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return EmbeddingAnswer(data=data, model=body.model, usage=usage)
+
+    try:
+        return await server.asked(embed)
+    finally:
+        left.set()
 
 
 @router.get("/v1/models")

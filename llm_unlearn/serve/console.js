@@ -89,7 +89,7 @@ listening(at("ask"), "submit", async () => {
     model: at("model").value, messages: turns, stream: true, citations: "inline",
   });
   const told = await read(answer, (piece) => { words.textContent += piece; });
-  turns.push({ role: "assistant", content: words.textContent });
+  if (words.textContent) turns.push({ role: "assistant", content: words.textContent });
   if (told) item.append(...sources(told));
 });
 

@@ -1,8 +1,8 @@
 """Documents over HTTP: added, listed, read, deleted, searched.
 
-Guarantees: text goes only to keys whose groups may see it; a list tells ids, subjects and fates, and only
-operators get it. Deleting a document is a takedown of the operator's own: fenced when the answer comes,
-approved, and carried out by `run`.
+Guarantees: text goes only to keys whose groups may see it, and only while it is live (`events`); a list
+tells ids, subjects and fates, and only operators get it. Deleting a document is a takedown of the
+operator's own: fenced when the answer comes, approved, and carried out by `run`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import binascii
 import dataclasses
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from llm_unlearn.documents import Document
 from llm_unlearn.errors import AccessDenied, InputError, NotFound
 from llm_unlearn.ledger import Entry
-from llm_unlearn.retrieval import Hit
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.citing import citations
+from llm_unlearn.serve.events import looked
 from llm_unlearn.serve.takedowns import Acknowledgement, file_request
 from llm_unlearn.serve.wire import Citation
 from llm_unlearn.takedown.request import Request as Demand
@@ -159,11 +159,11 @@ def _listed(server: Backend, entry: Entry) -> Listed:
     return Listed(**dataclasses.asdict(entry), shard=shard)
 
 
-@router.get("/v1/documents/{id:path}")
-async def get(request: Request, id: str, key: Asker) -> Whole:
+@router.get("/v1/documents/{id:path}", response_model=Whole)
+async def get(request: Request, id: str, key: Asker) -> Response:
     """A live document with its text, if the key's groups may see it."""
     server = backend(request)
-    return await server.apart(_whole, server, id, key)
+    return looked(server.engine.commits, lambda: server.asked(_whole, server, id, key))
 
 
 def _whole(server: Backend, id: str, key: Key) -> Whole:
@@ -199,15 +199,16 @@ async def delete(request: Request, id: str, _: Operator) -> Acknowledgement:
     return told.model_copy(update={"state": "approved"})
 
 
-@router.post("/v1/search")
-async def search(request: Request, body: Search, key: Asker) -> Found:
+@router.post("/v1/search", response_model=Found)
+async def search(request: Request, body: Search, key: Asker) -> Response:
     """The passages nearest to a question, of what the key's groups may see."""
     server = backend(request)
     if any("\ud800" <= character <= "\udfff" for character in body.query):
         raise InputError("The query is not valid UTF-8.")
 
-    def look() -> list[Hit]:
+    def look() -> Found:
         store = server.reader.opened.store
-        return store.search(body.query, groups=frozenset(key.groups), k=body.k, mode=body.mode)
+        hits = store.search(body.query, groups=frozenset(key.groups), k=body.k, mode=body.mode)
+        return Found(passages=citations(hits))
 
-    return Found(passages=citations(await server.apart(look)))
+    return looked(server.engine.commits, lambda: server.asked(look))

@@ -7,12 +7,11 @@ with a stated reason if words of it were taken; no word leaves before the engine
 commit (`Job.take`). Keys and values of an answer that ended are out of memory with the next step.
 There is no cache of prompts, passages or answers.
 
-A failure of the program itself ends the answers under way, not the thread.
+A failure of the program itself ends the answers it met, not the thread.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -24,9 +23,8 @@ from torch import Tensor
 from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost
-from llm_unlearn.models.sampling import Drawn
 from llm_unlearn.serve import memory
-from llm_unlearn.serve.job import Job, Mailbox, Piece
+from llm_unlearn.serve.job import Job, Mailbox, Piece, defect
 from llm_unlearn.serve.speech import Speech
 from llm_unlearn.serve.track import Row, Track
 from llm_unlearn.serve.watch import Watch
@@ -34,10 +32,8 @@ from llm_unlearn.serve.watch import Watch
 if TYPE_CHECKING:
     from llm_unlearn.config_serving import ServingConfig
 
-_log = logging.getLogger("llm_unlearn.serve")
 _IDLE = 0.5
 _TIDY = 10.0  # seconds between two times that freed memory is given back
-_LOOK = 4  # tokens between two looks of the guard at the words so far
 
 
 class Busy(EnvironmentFailure):
@@ -61,10 +57,11 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._jobs: set[Job] = set()  # those whose words were not all taken
         self._tracks: dict[Any, Track] = {}
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[tuple[Callable[[], None], Callable[[], bool]]] = deque()
         self._stopping = False
         self._settled = watch.number()
         self._poked = False
+        self._blocked: tuple[Job, int] | None = None  # who waits for room, and beside how many rows
         self._tidied = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self.steps = 0
@@ -102,6 +99,8 @@ class Engine:
         job.gone = True
         with self._turn:
             self._jobs.discard(job)
+            if job in self._waiting:
+                self._waiting.remove(job)
             self._turn.notify()
 
     def mailbox(self, job: Job) -> Mailbox:
@@ -122,27 +121,43 @@ class Engine:
             self._poked = True
             self._turn.notify()
 
-    def settle(self, seconds: float = 10.0) -> bool:
-        """Wait until every answer was looked at since now: for whoever committed a takedown."""
+    def settle(self, seconds: float) -> bool:
+        """Wait until every answer was looked at since now: for whoever committed a takedown.
+
+        Returns:
+            Whether it was, or nothing answers any more; False when the time was up first.
+        """
         number, end = self._watch.number(), time.monotonic() + seconds
-        while self._settled != number and time.monotonic() < end:
-            if self._settled == self._watch.number():
-                break
+        while self._settled != number and self._settled != self._watch.number():
+            if self._stopping:
+                return True
+            if time.monotonic() > end:
+                return False
             self.poke()
             time.sleep(0.002)
-        return time.monotonic() < end
+        return True
 
-    def call(self, work: Callable[[], None]) -> None:
-        """Have the model's thread do something between two steps."""
+    def call(self, work: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Have the model's thread do something between two steps, unless it is not wanted by then.
+
+        Raises:
+            Busy: as many as may are waiting.
+        """
         with self._turn:
-            self._tasks.append(work)
+            if len(self._tasks) >= self._config.queue:
+                raise Busy("Too many prompts wait to be read.", "Ask again in a moment.")
+            self._tasks.append((work, wanted))
             self._turn.notify()
 
     @property
     def load(self) -> tuple[int, int]:
         """Answers that wait, and answers that decode."""
         with self._turn:
-            return len(self._waiting), sum(len(t.rows) for t in self._tracks.values())
+            return len(self._waiting), self._decoding
+
+    @property
+    def _decoding(self) -> int:
+        return sum(len(track.rows) for track in self._tracks.values())
 
     # --- the model's thread
 
@@ -163,9 +178,8 @@ class Engine:
             job.fail(EnvironmentFailure("The server is stopping.", "Ask again later."))
 
     def _round(self) -> None:
-        while self._tasks:
-            self._tasks.popleft()()
         self._settle()
+        self._task()
         self._clear()
         self._admit()
         for key in list(self._tracks):
@@ -182,6 +196,14 @@ class Engine:
         if time.monotonic() - self._tidied > _TIDY:
             memory.give_back()
             self._tidied = time.monotonic()
+
+    def _task(self) -> None:
+        """One thing that was asked for between two steps, so that answers go on meanwhile."""
+        while self._tasks:
+            work, wanted = self._tasks.popleft()
+            if wanted():
+                work()
+                return
 
     def _settle(self) -> None:
         number = self._watch.number()
@@ -215,11 +237,12 @@ class Engine:
     def _clear(self) -> None:
         """Let go of answers that nobody waits for, and of those whose time is up."""
         with self._turn:
-            late = [job for job in self._waiting if job.late]
+            late = [job for job in self._waiting if job.late or job.gone]
             for job in late:
                 self._waiting.remove(job)
         for job in late:
-            job.fail(TooLate("The answer waited too long.", "Ask again later."))
+            if not job.gone:
+                job.fail(TooLate("The answer waited too long.", "Ask again later."))
         for track in self._tracks.values():
             kept = []
             for place, row in enumerate(track.rows):
@@ -232,11 +255,16 @@ class Engine:
 
     def _admit(self) -> None:
         """Let waiting answers in, in their order, as far as there are rows and room to read."""
-        free = self._config.rows - sum(len(t.rows) for t in self._tracks.values())
+        free = self._config.rows - self._decoding
         new: dict[Any, list[tuple[Row, list[int]]]] = {}
         width = 0
+        blocked: Job | None = None
         while free > 0:
             with self._turn:
+                held = self._blocked
+                if held and self._waiting and held == (self._waiting[0], self._decoding):
+                    blocked = held[0]  # nobody has left the rows that it does not fit beside
+                    break
                 job = self._waiting.popleft() if self._waiting else None
             if job is None:
                 break
@@ -249,7 +277,13 @@ class Engine:
             count = 1 + sum(map(len, new.values()))
             track = self._tracks.get(key)
             crowded = new and max(width, len(ids)) * count > self._config.prefill_tokens
-            if crowded or (track is not None and not track.lane.joinable):
+            together = [row.job for row, _ in new.get(key, ())]
+            together += [row.job for row in track.rows] if track is not None else []
+            longest = max(other.read + other.most for other in (job, *together))
+            full = together and (1 + len(together)) * longest > self._config.cache_tokens
+            if full or (track is not None and not track.lane.joinable):
+                blocked = job
+            if crowded or blocked:
                 job.choice = None
                 with self._turn:
                     self._waiting.appendleft(job)
@@ -259,6 +293,7 @@ class Engine:
             free -= 1
         for key, entering in new.items():
             self._join(key, [row for row, _ in entering], [ids for _, ids in entering])
+        self._blocked = (blocked, self._decoding) if blocked and self._decoding else None
 
     def _enter(self, job: Job) -> tuple[Any, Row, list[int]] | None:
         """Choose a waiting job's sources; None if that was already the answer, or there is none."""
@@ -329,49 +364,24 @@ class Engine:
 
     def _say(self, track: Track, rows: Sequence[Row], logits: Tensor) -> None:
         """Draw each row's token and tell it; rows that ended leave."""
-        stops = self._host().base.stop_ids
+        base = self._host().base
+        stops = base.stop_ids
         likeliest = logits.argmax(-1).tolist()
         for row, values, best in zip(list(rows), logits, likeliest, strict=True):
-            job = row.job
-            speech, sampler = job.speech, job.drawing
-            if speech is None or sampler is None:
-                continue
-            allowed = job.watch.constraint(self._host().base.tokenizer, speech.ids)
-            if sampler.plain and (allowed is None or allowed(best)):
-                drawn = Drawn(best)
-            else:
-                drawn = sampler.draw(values, allowed, end=stops[0] if stops else 0)
-            row.last = drawn.token
-            job.made += 1
-            if drawn.token in stops:
-                job.made -= 1
-                job.put(Piece(speech.close(), (), "stop"))
-                continue
-            told = (drawn,) if sampler.logprobs is not None else ()
-            new = speech.add(drawn.token)
-            ends = job.watch.ends
-            if ends is not None and job.made % _LOOK == 0 and ends(speech.whole):
-                job.put(Piece("", (), "guard"))
-            elif speech.stopped:
-                job.put(Piece(new, told, "stop"))
-            elif job.made >= job.most:
-                job.put(Piece(new + speech.close(), told, "length"))
-            else:
-                job.put(Piece(new, told))
+            try:
+                row.draw(values, best, stops, base.tokenizer)
+            except UnlearnError as error:
+                row.job.fail(error)
+            except Exception as error:  # a defect that one answer meets is not the others'
+                row.job.fail(defect(error))
         track.keep([place for place, row in enumerate(track.rows) if not row.job.done])
 
     def _collapse(self, error: Exception) -> None:
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = (
-            ""
-            if place is None
-            else f" at line {place.tb_lineno} of {place.tb_frame.f_code.co_name}"
-        )
-        _log.error("defect in the model's thread: %s%s", type(error).__name__, where)
-        failure = EnvironmentFailure("The server failed at this answer.", "Please report it.")
-        for track in self._tracks.values():
-            for row in track.rows:
-                row.job.fail(failure)
+        """Fail every answer that does not wait: a defect was met on the way of some of them."""
+        failure = defect(error)
+        with self._turn:
+            begun = self._jobs.difference(self._waiting)
+        for job in begun:
+            if not job.done:
+                job.fail(failure)
         self._tracks.clear()

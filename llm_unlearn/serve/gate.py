@@ -1,9 +1,11 @@
 """What every request passes before any route: key, rate, size, time, room; and what is logged of it.
 
-Guarantees: without a live API key nothing but `PUBLIC` is reached, before a byte of the body is read; a
-body is read whole, within its limits, before it takes up room; a request counts as under way until its
-last byte is handed over. One line is logged for each: route, status, time, the key's id. No path (it
-may hold the id of a document), no question, no text.
+Guarantees: no request begins before its client has taken what earlier ones were answered. Without a live
+API key nothing but `PUBLIC` is reached, before a byte of the body is read, and what is public takes none. A
+body is read whole, within its limits, before it takes up room. A request with a key counts as under way
+until its last byte is handed over; keys that are no operator's leave room for those. One line is logged
+for each: route, status, time, the key's id. No path (it may hold the id of a document), no question, no
+text.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llm_unlearn.config_serving import ServingConfig
-from llm_unlearn.errors import AccessDenied, UnlearnError
+from llm_unlearn.errors import AccessDenied, Damaged, UnlearnError
 from llm_unlearn.serve.access import AccessKeys, Key
+from llm_unlearn.serve.events import Line
 from llm_unlearn.serve.failures import Slow, TooLarge, TooMany, Unknown, answer
 from llm_unlearn.serve.metrics import Metrics
 
@@ -55,13 +59,17 @@ class Gate:
         self._config = config
         self._metrics = metrics
         self._buckets: dict[str, _Bucket] = {}
-        self.under_way = 0
+        self._by_key: Counter[str] = Counter()  # requests under way
+        self._others = 0  # of them, of keys that are no operator's
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        line: Line | None = scope.get("state", {}).get("line")
+        if line is not None:
+            await line.drain()
         began = time.monotonic()
         status = 0
         key: Key | None = None
@@ -79,33 +87,33 @@ class Gate:
                 key = self._key(scope)
                 self._spend(key)
             scope.setdefault("state", {})["key"] = key
-            body = await self._body(scope, receive)
+            body = await self._body(scope, receive, 0 if key is None else self._config.max_body)
             if body is None:
                 return
-            if self.under_way >= self._config.in_flight and key is not None:
-                raise TooMany("Too many requests are under way.", "Ask again in a moment.")
-            inside = True
-            self.under_way += 1
+            if key is not None:
+                self._enter(key)
+                inside = True
             await self._app(scope, _again(body, receive), tell)
         except UnlearnError as error:
             if status:
                 raise
             await answer(error)(scope, receive, tell)
         finally:
-            self.under_way -= inside
+            if inside and key is not None:
+                self._leave(key)
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.monotonic() - began
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
-            line = {
+            entry = {
                 "route": route,
                 "method": method,
                 "status": status,
                 "seconds": round(seconds, 4),
                 "key": key.id if key else None,
             }
-            _log.info("%s", json.dumps(line))
+            _log.info("%s", json.dumps(entry))
 
     def _key(self, scope: Any) -> Key:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -116,6 +124,32 @@ class Gate:
             return self._access.check(told.strip().decode("ascii", "replace"))
         except AccessDenied as error:
             raise Unknown(error.problem, error.remedy) from None
+        except Damaged:  # its words name a path, and who asks has no key yet
+            raise Damaged("The API keys cannot be read.", "Ask the operator.") from None
+
+    def _enter(self, key: Key) -> None:
+        """Count a request as under way.
+
+        Raises:
+            TooMany: there is no room for one of this key.
+        """
+        most, other = self._config.in_flight, key.role != "operator"
+        full = self._by_key.total() >= most or (
+            # an eighth is the operators', and another no single key's
+            other and (self._others >= most - most // 8 or self._by_key[key.id] >= most - most // 4)
+        )
+        if full:
+            raise TooMany("Too many requests are under way.", "Ask again in a moment.")
+        self._by_key[key.id] += 1
+        self._others += other
+        self._metrics.under_way.inc()
+
+    def _leave(self, key: Key) -> None:
+        self._by_key[key.id] -= 1
+        if not self._by_key[key.id]:
+            del self._by_key[key.id]
+        self._others -= key.role != "operator"
+        self._metrics.under_way.dec()
 
     def _spend(self, key: Key) -> None:
         now, most = time.monotonic(), float(self._config.rate)
@@ -126,12 +160,14 @@ class Gate:
             raise TooMany(f"More than {self._config.rate} requests a minute.", "Ask more slowly.")
         bucket.left -= 1
 
-    async def _body(self, scope: Any, receive: Receive) -> bytes | None:
-        """The whole body; None if the client left before its end."""
-        most = self._config.max_body
+    async def _body(self, scope: Any, receive: Receive, most: int) -> bytes | None:
+        """The whole body of at most so many bytes; None if the client left before its end."""
         declared = [value for name, value in scope["headers"] if name == b"content-length"]
+        large = TooLarge(f"The body is longer than {most} bytes.", "Send it in parts.")
+        if not most:
+            large = TooLarge("This address takes no body.", "Leave it out.")
         if declared and int(declared[0]) > most:
-            raise TooLarge(f"The body is longer than {most} bytes.", "Send it in parts.")
+            raise large
         body = bytearray()
         try:
             async with asyncio.timeout(self._config.client_seconds):
@@ -141,9 +177,7 @@ class Gate:
                         return None
                     body += message.get("body", b"")
                     if len(body) > most:
-                        raise TooLarge(
-                            f"The body is longer than {most} bytes.", "Send it in parts."
-                        )
+                        raise large
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:

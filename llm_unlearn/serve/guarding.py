@@ -97,6 +97,11 @@ class Guarding:
         self.config = config
         self._tombstones = Tombstones(opened.database, opened.keyring)
 
+    @property
+    def refuses_dumps(self) -> bool:
+        """Whether anything here says that questions for whole texts are declined."""
+        return self.config.refuse_dumps or any(rule.refuse_dumps for rule in self.config.rules)
+
     def removed(self, text: str, groups: Collection[str]) -> bool:
         """Whether a caller brings a text along that was taken down, and may not."""
         if not self.config.tombstones or len(text) < _LETTERS:

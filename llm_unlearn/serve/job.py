@@ -13,6 +13,7 @@ answer's sources; what was made before a takedown and not yet taken is thrown aw
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_unlearn.answering import Choice
-from llm_unlearn.errors import UnlearnError
+from llm_unlearn.errors import EnvironmentFailure, UnlearnError
 from llm_unlearn.models.sampling import Drawn, Sampler
 from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.guarding import Watch
 from llm_unlearn.serve.speech import Speech
 
 Finish = Literal["stop", "length", "takedown", "guard"]
+_log = logging.getLogger("llm_unlearn.serve")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,18 @@ class Job:
             again = not self.sent
         self.wake()
         return again
+
+
+def defect(error: Exception) -> EnvironmentFailure:
+    """Log a defect by its kind and place, since its words can quote a text; what a caller is told."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = (
+        "" if place is None else f" at line {place.tb_lineno} of {place.tb_frame.f_code.co_name}"
+    )
+    _log.error("defect in the model's thread: %s%s", type(error).__name__, where)
+    return EnvironmentFailure("The server failed at this answer.", "Please report it.")
 
 
 class Mailbox:

@@ -44,6 +44,9 @@ class Standing(BaseModel):
     shards: list[Shard]
     takedowns: dict[str, int] = Field(description="takedowns by state")
     running: bool = Field(description="whether takedowns are being carried out by this server")
+    ended: int | None = Field(
+        None, description="exit code of the last such process of this server; 0 when it did all"
+    )
 
 
 @router.get("/health")
@@ -69,7 +72,7 @@ def _standing(server: Backend) -> Standing:
     # a local model is told by its last name: a path is nobody's business
     for name in ("model", "embedder"):
         plain[name] = str(plain[name]).rsplit("/", 1)[-1]
-    return Standing(**plain, takedowns=states, running=server.runs.running)
+    return Standing(**plain, takedowns=states, running=server.runs.running, ended=server.runs.code)
 
 
 @router.get(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as PathField
 from pydantic import BaseModel, Field
 
@@ -23,6 +23,7 @@ from llm_unlearn.eval.cards import Report
 from llm_unlearn.probing_weights import text_of
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.backend import Backend, backend, may
+from llm_unlearn.serve.events import looked
 from llm_unlearn.serve.probe import Order
 from llm_unlearn.serve.probing import KEPT, Probe, State
 
@@ -75,15 +76,19 @@ async def begin(request: Request, body: Wanted, key: Operator) -> Row:
     return Row(**_state(await server.probes.start(order)))
 
 
-@router.get("/v1/probes/{number}")
+@router.get("/v1/probes/{number}", response_model=Row)
 async def show(
     request: Request, number: Annotated[int, PathField(ge=1, lt=2**31)], key: Overseer
-) -> Row:
+) -> Response:
     """Where one probe stands; its report when it is done."""
     server = backend(request)
     probe = server.probes.find(number)
     if probe is None:
         raise NotFound(f"There is no probe {number} here.", f"The last {KEPT} are kept.")
+    return looked(server.engine.commits, lambda: _shown(server, probe, key))
+
+
+async def _shown(server: Backend, probe: Probe, key: Key) -> Row:
     row = Row(**_state(probe))
     report = probe.report
     if report is not None:  # a local model is told by its last name: a path is nobody's business

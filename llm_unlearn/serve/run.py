@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llm_unlearn.serve.app import make_app
 from llm_unlearn.serve.backend import Backend
+from llm_unlearn.serve.events import Line
 
 
 def make_server(server: Backend, host: str, port: int) -> uvicorn.Server:
@@ -57,6 +58,7 @@ class _Patient(H11Protocol):
         super().connection_made(transport)
         # any byte that the client has not taken holds the next ones back: see `events`
         transport.set_write_buffer_limits(high=0)
+        self.app_state = {**self.app_state, "line": Line(transport, self.flow.drain)}
         self._header: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._left = 0

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
 
 from llm_unlearn.errors import UnlearnError
 from llm_unlearn.serve import wire
 from llm_unlearn.serve.access import Key
+from llm_unlearn.serve.asking import fits
 from llm_unlearn.serve.backend import Backend
 from llm_unlearn.serve.events import lines
 from llm_unlearn.serve.failures import Unknown, kind_of
 from llm_unlearn.serve.job import Finish, Job, Piece
 
+_SHORT: Final = 4096  # letters or tokens that are not worth another thread
 Tell = Callable[[Sequence[Piece], bool], list[str]]
 """From pieces, and whether they are the first, to the data of events."""
 
@@ -45,6 +48,16 @@ async def streamed(server: Backend, key: Key, job: Job, tell: Tell) -> AsyncIter
         yield lines(*told, *(["[DONE]"] if ended else []))
         if ended:
             return
+
+
+async def check_length(server: Backend, texts: Sequence[str | tuple[int, ...]]) -> None:
+    """Refuse a prompt that is too long for the model, outside the model's thread.
+
+    Raises:
+        InputError: it is.
+    """
+    if sum(map(len, texts)) > _SHORT:
+        await server.asked(fits, lambda: server.reader.opened.models.host, texts)
 
 
 def finished(finish: Finish) -> wire.Finish:

@@ -22,15 +22,17 @@ import json
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi import Path as PathField
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from llm_unlearn.cli import planview
 from llm_unlearn.documents import Name
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, KeyDestroyed
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.backend import Backend, backend, may
+from llm_unlearn.serve.engine import TooLate
+from llm_unlearn.serve.events import looked
 from llm_unlearn.takedown.desk import Listed
 from llm_unlearn.takedown.intake import Decision
 from llm_unlearn.takedown.plan import Plan
@@ -178,9 +180,15 @@ async def file_request(server: Backend, demand: Demand) -> Acknowledgement:
     told, _ = await server.write(server.writer.desk.submit, [demand], copies=False)
     if not told:
         raise InputError(f"A request {demand.id!r} of this sender was submitted before.")
-    await server.apart(server.engine.settle)
+    settled = await server.apart(server.engine.settle, server.config.answer_seconds)
     server.look()  # the acknowledgement does not wait for the copies
     one = told[0]
+    if not settled:
+        raise TooLate(
+            f"Takedown {one.number} (reference {one.reference}) is filed and fenced, but the answers "
+            "under way were not all looked at yet.",
+            "None gives words of it until then. Do not file it again.",
+        )
     return Acknowledgement(
         number=one.number,
         id=one.id,
@@ -240,18 +248,22 @@ async def show(request: Request, number: Number, key: Overseer) -> Row:
     return _row(row, key)
 
 
-@router.get("/v1/takedowns/{number}/plan")
+@router.get("/v1/takedowns/{number}/plan", response_model=Planned)
 async def plan(
     request: Request, number: Number, key: Operator, include_flagged: bool = False
-) -> Planned:
+) -> Response:
     """What carrying it out would do: copies, cost, and the passages that match."""
     server = backend(request)
+    desk = server.reader.desk
+    made = await server.apart(desk.plan, str(number), include_flagged=include_flagged)
 
     def look() -> Planned:
-        made = server.reader.desk.plan(str(number), include_flagged=include_flagged)
+        row, _ = desk.show(str(number))
+        if row.state not in ("received", "approved"):
+            raise InputError(f"Takedown {number} is {row.state}: there is nothing to plan.")
         return Planned(plan=planview.as_json(made), matches=_matches(server, made, key))
 
-    return await server.apart(look)
+    return looked(server.engine.commits, lambda: server.apart(look))
 
 
 def _matches(server: Backend, plan: Plan, key: Key) -> list[Match]:
@@ -262,7 +274,10 @@ def _matches(server: Backend, plan: Plan, key: Key) -> list[Match]:
         match = planned.match
         if match is None:
             continue
-        document = opened.document(planned.record)
+        try:
+            document = opened.document(planned.record)
+        except KeyDestroyed:  # by a run that began since the plan
+            continue
         if not set(document.acl or default) & set(key.groups):
             continue
         wanted = plan.texts[match.text] if match.text is not None else ""
@@ -291,10 +306,16 @@ async def approve(request: Request, number: Number, body: Approval, key: Operato
         row, _ = server.writer.desk.approve(
             str(number), decision=decision, include_flagged=body.include_flagged
         )
-        server.engine.settle()
         return row
 
-    return _row(await server.write(decide), key)
+    row = await server.write(decide)
+    if not await server.apart(server.engine.settle, server.config.answer_seconds):
+        raise TooLate(
+            f"Takedown {number} is {row.state} and its copies are fenced, but the answers under way "
+            "were not all looked at yet.",
+            "None gives words of them until then.",
+        )
+    return _row(row, key)
 
 
 @router.post("/v1/takedowns/{number}/refuse")

@@ -1,14 +1,20 @@
-"""Answers that decode together: a lane, who is in its rows, and their adapters side by side."""
+"""Answers that decode together: a lane, who is in its rows and what they say, their adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
+
+from torch import Tensor
 
 from llm_unlearn.answering import Answerer, Choice
 from llm_unlearn.models.experts import Mixture
 from llm_unlearn.models.lanes import Lane
-from llm_unlearn.serve.job import Job
+from llm_unlearn.models.sampling import Drawn
+from llm_unlearn.serve.job import Finish, Job, Piece
+
+_LOOK: Final = 4  # tokens between two looks of the guard at the words so far
 
 
 @dataclass
@@ -18,6 +24,42 @@ class Row:
     job: Job
     choice: Choice
     last: int = 0
+
+    def draw(self, values: Tensor, best: int, stops: Sequence[int], tokenizer: Any) -> None:
+        """Draw the next token from logits (V,) and tell what it says.
+
+        Args:
+            best: the likeliest token.
+            stops: tokens that end an answer.
+        """
+        job = self.job
+        speech, sampler = job.speech, job.drawing
+        if speech is None or sampler is None:
+            return
+        allowed = job.watch.constraint(tokenizer, speech.ids)
+        if sampler.plain and (allowed is None or allowed(best)):
+            drawn = Drawn(best)
+        else:
+            drawn = sampler.draw(values, allowed, end=stops[0] if stops else 0)
+        self.last = drawn.token
+        told: tuple[Drawn, ...] = ()
+        new = ""
+        finish: Finish | None = None
+        if drawn.token in stops:
+            finish = "stop"
+        else:
+            job.made += 1
+            told = (drawn,) if sampler.logprobs is not None else ()
+            new = speech.add(drawn.token)
+            if speech.stopped:
+                finish = "stop"
+            elif job.made >= job.most:
+                finish = "length"
+        ends = job.watch.ends
+        if ends is not None and (finish or job.made % _LOOK == 0) and ends(speech.whole):
+            job.put(Piece("", (), "guard"))
+        else:
+            job.put(Piece(new + speech.close() if finish else new, told, finish))
 
 
 @dataclass

@@ -8,8 +8,9 @@
     {"type": "takedown.fenced", "timestamp": "...",
      "data": {"number": 3, "state": "fenced", "receipt": null}}
 
-as in the Standard Webhooks specification, so its libraries verify them. The body names no document, no
-subject and nobody; a receiver asks for what it needs with a key of its own.
+as in the Standard Webhooks specification, so its libraries verify them. A secret that begins with
+`whsec_` is base64 of the key after that; any other is the key itself (`key_of`). The body names no
+document, no subject and nobody; a receiver asks for what it needs with a key of its own.
 
 Guarantees: every state that the journal records, by whatever process and however fast the next one comes,
 is told at least once to each URL, in the order in which they were reached, until the URL answers 2xx. How
@@ -45,6 +46,7 @@ from llm_unlearn.errors import InputError, UnlearnError
 from llm_unlearn.files import write_atomic
 
 FILE: Final = "webhooks.json"
+_PREFIX: Final = "whsec_"
 _LOOK = 0.5
 _FIRST_WAIT = 1.0
 _PATIENCE = 10.0
@@ -65,6 +67,26 @@ class State:
     event: str
 
 
+def key_of(secret: str) -> bytes:
+    """The key that a secret stands for.
+
+    Raises:
+        InputError: it begins with `whsec_`, and what follows is not base64.
+
+    >>> key_of("whsec_c2VjcmV0"), key_of("secret")
+    (b'secret', b'secret')
+    """
+    if not secret.startswith(_PREFIX):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except ValueError:
+        raise InputError(
+            f"The webhooks' secret begins with {_PREFIX}, and what follows is not base64.",
+            "Give it as it was made, or without that beginning.",
+        ) from None
+
+
 def signature(secret: bytes, name: str, moment: int, body: bytes) -> str:
     """The header that proves who sent a body."""
     signed = b".".join((name.encode(), str(moment).encode(), body))
@@ -72,7 +94,11 @@ def signature(secret: bytes, name: str, moment: int, body: bytes) -> str:
 
 
 def verify(secret: bytes, headers: dict[str, str], body: bytes, *, seconds: float = 300) -> bool:
-    """Whether a webhook is from whoever holds the secret, and not old; for receivers in Python."""
+    """Whether a webhook is from whoever holds the secret, and not old; for receivers in Python.
+
+    Args:
+        secret: the key, as `key_of` gives it.
+    """
     try:
         moment = int(headers["webhook-timestamp"])
         right = signature(secret, headers["webhook-id"], moment, body)
@@ -88,7 +114,7 @@ class Webhooks:
 
     Args:
         urls: http or https.
-        secret: at least 24 bytes; receivers hold the same.
+        secret: as `key_of` takes it, of at least 24 bytes; receivers hold the same.
         states: the states reached after the one of this `event`, in order; all, where there is none.
 
     Raises:
@@ -105,10 +131,10 @@ class Webhooks:
         for url in urls:
             if not _askable(url):
                 raise InputError(f"{url!r} is no http or https address.")
-        self._secret = secret.removeprefix("whsec_").encode()
+        self._secret = key_of(secret)
         if urls and len(self._secret) < 24:
             raise InputError(
-                "The webhooks' secret is shorter than 24 bytes.",
+                "The webhooks' secret stands for fewer than 24 bytes.",
                 "Set LLM_UNLEARN_WEBHOOK_SECRET to a long random one.",
             )
         self._path = workspace / FILE

@@ -1,8 +1,8 @@
 """Bodies of OpenAI's API as far as they are understood here, and what stands beside them.
 
 Unknown fields are passed over, as OpenAI's clients expect; what would change the answer and is not
-supported (`n` above 1, tools, penalties) is refused. Ours are the fields `citations` of a question and
-`llm_unlearn` of an answer.
+supported (`n` above 1, tools, penalties, biases, formats of an answer other than text) is refused. Ours
+are the fields `citations` of a question and `llm_unlearn` of an answer.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class PlainText(BaseModel):
+    """The one format of an answer."""
+
+    type: Literal["text"]
+
+
 class _Sampling(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -64,6 +70,9 @@ class _Sampling(BaseModel):
     n: Literal[1] | None = Field(None, description="only one answer is made")
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = Field(
+        None, description="none"
+    )
 
     @property
     def stops(self) -> list[str]:
@@ -79,6 +88,11 @@ class ChatRequest(_Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="none")
+    functions: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="none")
+    response_format: PlainText | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    web_search_options: None = None
     citations: Literal["field", "inline"] = Field(
         "field",
         description="where passages are named: in `llm_unlearn.citations` alone, or also as [1], "
@@ -110,6 +124,7 @@ class CompletionRequest(_Sampling):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Literal[1] | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="none")
 
     @property
     def prompts(self) -> list[str | tuple[int, ...]]:

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_unlearn.models import scoring
 from llm_unlearn.models.causal import generate, load_causal
 from llm_unlearn.models.experts import Mixture, generate_mixed, stack
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost, AdapterState, LoraShape
 from llm_unlearn.models.sampling import Sampler
+from llm_unlearn.models.scoring import prompt_scores
 from llm_unlearn.sisa.aggregate import mean_probability
 
 KINDS = ("llama", "gpt2", "qwen")
@@ -150,3 +152,26 @@ def test_draws_by_hand() -> None:
     assert {narrow.draw(logits).token for _ in range(300)} == {0, 1}
     hot = Sampler(0.25, seed=7)
     assert [hot.draw(logits).token for _ in range(300)].count(0) > 270
+
+
+@pytest.mark.parametrize("copies", [0, 1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_in_blocks_are_those_of_one_pass(
+    tiny_references: dict[str, str], kind: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = _host(tiny_references[kind])
+    mixture = None
+    if copies:
+        slots, weights = np.arange(copies)[:, None], np.full((copies, 1), 1 / copies)
+        mixture = Mixture(stack(host, _adapters(host, 2)), slots, weights, mean_probability)
+    ids = [(7 * n * n + 11) % 90 + 5 for n in range(37)]
+    whole = prompt_scores(host, ids, mixture, 3)
+    assert [one.token for one in whole] == ids[1:]
+    for block in (1, 8, 36, 37):
+        monkeypatch.setattr(scoring, "_BLOCK", block)
+        cut = prompt_scores(host, ids, mixture, 3)
+        assert [one.token for one in cut] == ids[1:]
+        assert [one.logprob for one in cut] == pytest.approx(
+            [one.logprob for one in whole], abs=1e-4
+        )
+        assert [len(one.top) for one in cut] == [3] * 36

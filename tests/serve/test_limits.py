@@ -15,6 +15,7 @@ from served import Served
 from llm_unlearn.errors import AccessDenied, Damaged, InputError, NotFound
 from llm_unlearn.models.sampling import Sampler
 from llm_unlearn.serve.access import AccessKeys
+from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.speech import Speech
 
 ASK = {"model": "base", "messages": [{"role": "user", "content": "Unrepeatable question"}]}
@@ -200,3 +201,90 @@ def test_speech_holds_back_what_may_become_a_stop() -> None:
     assert "".join(said(" a ", [], trim=False)) == " a "
     assert said("é", []) == ["", "é", ""]
     assert Sampler().plain
+
+
+def test_revoking_a_name_ends_every_key_of_it(tmp_path: Path) -> None:
+    keys = AccessKeys(tmp_path)
+    past = datetime.now(UTC).date() - timedelta(days=1)
+    keys.add("bot", "reader", expires=past)
+    key, told = keys.add("bot", "reader")
+    other = keys.add("other", "reader")[1]
+    assert keys.revoke("bot").id == key.id
+    with pytest.raises(AccessDenied):
+        keys.check(told)
+    assert all(k.revoked for k in keys.all() if k.name == "bot")
+    assert keys.check(other).name == "other"
+
+
+def test_searches_and_embeddings_have_threads_of_their_own(served: Served) -> None:
+    assert served.backend is not None
+    room = served.backend._room
+    taken = 0
+    while room.acquire(blocking=False):
+        taken += 1
+    try:
+        for path, body in (
+            ("/v1/search", {"query": "tide"}),
+            ("/v1/embeddings", {"input": "tide"}),
+        ):
+            told = served.http().post(path, json=body)
+            assert (told.status_code, told.json()["error"]["code"]) == (429, "queue_full")
+        assert served.http("operator").get("/v1/status").status_code == 200
+    finally:
+        for _ in range(taken):
+            room.release()
+    assert served.http().post("/v1/search", json={"query": "tide"}).status_code == 200
+    embedder = served.backend.reader.opened.models.embedder
+    assert embedder.tokenizer is embedder.tokenizer  # not made for each text
+
+
+def test_what_the_model_cannot_read_is_refused_before_anything_looks_at_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Ask] = []
+    monkeypatch.setattr(Ask, "choose", lambda self: chosen.append(self))
+    long = "dump all " * 20_000
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+        ("/v1/completions", {"prompt": long, "model": "base"}),
+        ("/v1/completions", {"prompt": [9] * 60_000, "model": "base", "stream": True}),
+    ):
+        told = served.http().post(path, json=body)
+        assert told.status_code == 400
+        assert "more tokens" in told.json()["error"]["message"]
+    assert not chosen
+
+
+def test_settings_that_would_change_the_answer_and_are_not_supported_are_refused(
+    served: Served,
+) -> None:
+    client = served.http()
+    chat, text = {**ASK, "max_tokens": 1}, {"model": "base", "prompt": "The", "max_tokens": 1}
+    for path, body, more in (
+        ("chat/completions", chat, {"response_format": {"type": "json_object"}}),
+        ("chat/completions", chat, {"logit_bias": {"5": -100}}),
+        ("chat/completions", chat, {"functions": [{"name": "f"}]}),
+        ("chat/completions", chat, {"modalities": ["text", "audio"]}),
+        ("chat/completions", chat, {"web_search_options": {}}),
+        ("completions", text, {"suffix": "the end"}),
+        ("completions", text, {"logit_bias": {"5": -100}}),
+    ):
+        assert client.post(f"/v1/{path}", json={**body, **more}).status_code == 400, more
+    for path, body, more in (
+        ("chat/completions", chat, {"response_format": {"type": "text"}, "logit_bias": {}}),
+        ("chat/completions", chat, {"functions": [], "tool_choice": "none", "user": "me"}),
+        ("completions", text, {"suffix": ""}),
+    ):
+        assert client.post(f"/v1/{path}", json={**body, **more}).status_code == 200, more
+
+
+def test_an_empty_turn_is_passed_over(served: Served) -> None:
+    def ask(*turns: dict[str, str]) -> tuple[int, int]:
+        body = {"model": "base", "messages": list(turns), "max_tokens": 1}
+        told = served.http().post("/v1/chat/completions", json=body)
+        return told.status_code, told.json()["usage"]["prompt_tokens"]
+
+    empty = {"role": "assistant", "content": ""}
+    first, last = ({"role": "user", "content": words} for words in ("Who?", "Where?"))
+    assert ask(first, empty, last) == ask(first, last)
+    assert ask({"role": "system", "content": ""}, last) == ask(last)

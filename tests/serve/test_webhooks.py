@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import threading
@@ -296,3 +297,21 @@ def test_where_it_cannot_be_known_what_was_told_all_is_told(
 def test_what_cannot_be_asked_is_refused_at_once(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no http"):
         Webhooks(tmp_path, ["https://a.example/hook", url], SECRET, lambda _: [])
+
+
+def test_a_secret_as_the_specification_writes_it() -> None:
+    """The example of the specification's libraries; worked with HMAC-SHA256 by hand."""
+    from llm_unlearn.serve.webhooks import key_of, signature
+
+    key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    assert key == base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    body = b'{"test": 2432232314}'
+    told = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    assert told == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert key_of(SECRET) == SECRET.encode()
+
+
+@pytest.mark.parametrize("secret", ["whsec_" + "not base64!" * 9, "whsec_c2hvcnQ="])
+def test_a_secret_that_stands_for_no_key_is_refused(tmp_path: Path, secret: str) -> None:
+    with pytest.raises(InputError, match=r"base64|24 bytes"):
+        Webhooks(tmp_path, ["https://a.example/hook"], secret, lambda _: [])

@@ -3,9 +3,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
-from llm_unlearn.serve.webhooks import verify
+from llm_unlearn.serve.webhooks import key_of, verify
 
-SECRET = os.environ["LLM_UNLEARN_WEBHOOK_SECRET"].removeprefix("whsec_").encode()
+SECRET = key_of(os.environ["LLM_UNLEARN_WEBHOOK_SECRET"])
 ADAPTERS = os.environ["ADAPTERS"].split()  # their names in vLLM
 vllm = httpx.Client(base_url=os.environ["VLLM_URL"], timeout=2)  # webhooks wait ten seconds
 seen: set[str] = set()
