@@ -48,14 +48,16 @@ def load(path: Path | str) -> list[Row]:
     rows = []
     for number, row in enumerate(read_rows(path, ("question", "answer")), 1):
         wrong = row.get("perturbed_answer", [])
-        texts = [row["question"], row["answer"], row.get("paraphrased_answer", row["answer"])]
+        question, answer = row["question"], row["answer"]
+        other = row.get("paraphrased_answer", answer)
+        texts = (question, answer, other)
         if not isinstance(wrong, list) or not all(isinstance(t, str) for t in (*texts, *wrong)):
             raise InputError(
                 f"{path}, row {number} has a question or answer that is no text, or perturbed "
                 "answers that are no list of texts.",
                 "Is it the file of another benchmark?",
             )
-        rows.append(Row(*texts, tuple(wrong)))
+        rows.append(Row(question, answer, other, tuple(wrong)))
     return rows
 
 
