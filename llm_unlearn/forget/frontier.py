@@ -48,10 +48,10 @@ def frontier_svg(title: str, records: Sequence[Record]) -> str:
         x, y = _x(records[0].before.forget), _y(1.0)
         parts.append(f'<circle class="p" cx="{_n(x)}" cy="{_n(y)}" r="5"/>')
     for record in records:
-        share = kept(record)
-        if share is None:
+        useful = kept(record)
+        if useful is None:
             continue
-        x, y = _x(record.after.forget), _y(share)
+        x, y = _x(record.after.forget), _y(useful)
         diverged = record.stop == "diverged"
         kind = "failed" if diverged else record.verdict
         parts.append(f'<circle class="{kind}" cx="{_n(x)}" cy="{_n(y)}" r="5"/>')

@@ -2,7 +2,7 @@
 
 Guarantees: documents are destroyed only as they were planned: what has gone is not counted, what a legal
 hold keeps by now is barred and kept, a new text under an old id is left alone; and the case counts what is
-true. A case approved under a version before 0.4 knows no contents: its ids are taken at their word.
+true. A case that an earlier version approved knows no contents: its ids are taken at their word.
 """
 
 from __future__ import annotations
