@@ -233,7 +233,8 @@ def test_a_server_that_ends_while_the_receiver_fails(
     assert one.taken == []  # it holds nobody else up
     one.fails = 0
     _serve(tmp_path, journal, urls)
-    assert one.of(1) == other.of(1) == ["received", "approved"]
+    # what was taken right before the end may not have been written down yet, and is told twice
+    assert one.of(1) == list(dict.fromkeys(other.of(1))) == ["received", "approved"]
 
 
 def test_what_was_discarded_is_told_and_its_number_stays_its_own(
