@@ -16,7 +16,7 @@ import hmac
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +114,7 @@ class Exports:
 
     def owed(self, handles: Collection[bytes]) -> list[Export]:
         """Exports, not said to be gone, of adapters that had learned one of these documents."""
-        wanted = {handle.hex() for handle in handles}
-        return [e for e in self.all() if e.gone is None and not wanted.isdisjoint(e.handles)]
+        return owing_to(handles, self.all())
 
     def add(self, export: Export, *, under_way: bool = False) -> None:
         """Register an export, durably; one `under_way` has a temporary folder until `done`."""
@@ -185,6 +184,12 @@ class Exports:
                     (_sealed(self._keyring.key(slot), export), export.number),
                 )
         return settled
+
+
+def owing_to(handles: Collection[bytes], exports: Iterable[Export]) -> list[Export]:
+    """Those of the exports that are not said to be gone and hold one of these documents."""
+    wanted = {handle.hex() for handle in handles}
+    return [e for e in exports if e.gone is None and not wanted.isdisjoint(e.handles)]
 
 
 def export_shard(opened: Opened, shard: int, out: Path) -> Export:

@@ -74,7 +74,11 @@ class Marked:
 def forget(connection: sqlite3.Connection, handles: Iterable[bytes]) -> None:
     """Forget every mark of records; for the transaction that removes them."""
     if _there(connection):
-        rows = [(handle,) for handle in handles]
+        query = (
+            "SELECT DISTINCT handle FROM marked"  # few are marked, and no key begins with a handle
+        )
+        there = {bytes(handle) for (handle,) in connection.execute(query)}
+        rows = [(handle,) for handle in handles if handle in there]
         connection.executemany("DELETE FROM marked WHERE handle = ?", rows)
 
 

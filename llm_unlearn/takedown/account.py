@@ -135,7 +135,7 @@ def closure_of(
     """A plan and its decision in numbers."""
 
     def count(*kinds: str) -> receipts.ByFate:
-        items = (*plan.removed, *plan.flagged, *plan.mentions)
+        items = (*plan.removed, *plan.flagged, *plan.held_flagged, *plan.mentions)
         fates = [item.record.fate for item in items if item.kind in kinds]
         return receipts.ByFate(store=fates.count("store"), corpus=fates.count("corpus"))
 
@@ -153,7 +153,7 @@ def closure_of(
         mentions=count("mention"),
         review=receipts.Review(
             removed=sum(item.kind == "paraphrase" for item in plan.removed),
-            kept=len(plan.flagged) - open_,
+            kept=len(plan.flagged) + len(plan.held_flagged) - open_,
             open=open_,
             fenced=fenced,
             declined=declined,

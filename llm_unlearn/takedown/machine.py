@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.errors import InputError, NotFound, UnlearnError
+from llm_unlearn.errors import AccessDenied, InputError, NotFound, UnlearnError
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import timed
 from llm_unlearn.sisa.build import Progress, build, stale
@@ -32,7 +32,7 @@ from llm_unlearn.takedown.looking import look, plans
 from llm_unlearn.takedown.merkle import leaf_hash
 from llm_unlearn.takedown.plan import Plan, as_now
 from llm_unlearn.takedown.request import Request
-from llm_unlearn.takedown.starting import start
+from llm_unlearn.takedown.starting import keep_held, start
 from llm_unlearn.takedown.verify import request_reference
 
 if TYPE_CHECKING:
@@ -187,6 +187,11 @@ class Takedowns:
         )
         earlier = Earlier.gather(self._opened, plan.handles)
         with self._opened.database.transaction():
+            if as_now(self._opened, plan) is not plan:
+                raise AccessDenied(
+                    "The document, or a copy of it, has come under a legal hold.",
+                    "Release it first.",
+                )
             filed, _ = self.intake.submit([plan.request])[0]
             filed = self.intake.approve(filed, plan, decision, start=True, earlier=earlier)
             also()
@@ -345,8 +350,12 @@ class Takedowns:
         fenced = [r for r in running if r.filed.state == "fenced"]
         if fenced:
             moments.before_and_rolled_back([r.case for r in fenced])
-            handles = {handle for r in fenced for handle in r.case.handles}
-            self._opened.vault.delete([bytes.fromhex(handle) for handle in sorted(handles)])
+            # a kill, or the probing, may have left time for a legal hold
+            with self._opened.database.transaction(durable=False):
+                if sum([keep_held(self._opened, r.filed, r.case) for r in fenced]):
+                    moments.forget()
+                handles = {handle for r in fenced for handle in r.case.handles}
+                self._opened.vault.delete([bytes.fromhex(handle) for handle in sorted(handles)])
             for item in fenced:
                 self._advance(item, "deleted")
             self._on_state("deleted")

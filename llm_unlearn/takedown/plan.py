@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.errors import NotFound, UnlearnError
-from llm_unlearn.exports import Export, Exports
+from llm_unlearn.exports import Export, Exports, owing_to
 from llm_unlearn.opened import Opened
 from llm_unlearn.pace import read_pace, read_sizes, work
 from llm_unlearn.retrieval.embedding import encode
@@ -64,6 +64,7 @@ class Plan:
         flagged: possible paraphrases, left to people.
         mentions: documents of other subjects that hold the subject's name: shown, never removed.
         kept_back: handles of documents that fall under it and that a legal hold keeps.
+        held_flagged: possible paraphrases that a legal hold keeps.
         texts: what copies were looked for by, as `Match.text` counts them.
     """
 
@@ -77,6 +78,7 @@ class Plan:
     seconds: float | None  # expected time of retraining; None before the first training
     owed: tuple[Export, ...] = ()  # exported adapters that had learned one of these documents
     texts: tuple[str, ...] = ()
+    held_flagged: tuple[Planned, ...] = ()
     blind: bool = False  # paraphrases were not looked for: the embedder is not that of the store
 
     @property
@@ -185,6 +187,7 @@ def make_plans(
         speakers, matches = compare(None)
     first = {group: groups.index(group) for group in set(groups)}
     pace, sizes = read_pace(opened.database), read_sizes(opened.database)
+    exported = Exports(opened.database, opened.keyring).all()
     plans: list[Plan | NotFound] = []
     for group, request in enumerate(requests):
         if group in failed:
@@ -217,7 +220,7 @@ def make_plans(
             mentions=tuple(mentions),
             compared=len(others) - len(asked & considered),
             texts=tuple(texts[group]),
-            owed=tuple(Exports(opened.database, opened.keyring).owed({*gone, *draft.kept_back})),
+            owed=tuple(owing_to({*gone, *draft.kept_back}, exported)),
             blind=blind,
         )
         if len(requests) == 1:
@@ -244,6 +247,10 @@ def as_now(opened: Opened, plan: Plan) -> Plan:
         removed=tuple(i for i in plan.removed if i.record.handle not in held),
         flagged=tuple(i for i in plan.flagged if i.record.handle not in held),
         kept_back=(*plan.kept_back, *sorted(held.intersection(plan.handles))),
+        held_flagged=(
+            *plan.held_flagged,
+            *(i for i in plan.flagged if i.record.handle in held),
+        ),
     )
 
 
@@ -284,16 +291,26 @@ def _draft(
     removed = [_planned(opened, r, "requested", 1.0) for r in named if r.state != "held"]
     held = [record.handle for record in named if record.state == "held"]
     flagged: list[Planned] = []
+    later: list[Planned] = []
     for match in found:
         record = by_handle[match.handle]
         sure = include_flagged or match.kind != "paraphrase"
-        if record.state == "held":
-            if sure:
-                held.append(record.handle)
+        if record.state == "held" and sure:
+            held.append(record.handle)
             continue
         item = _planned(opened, record, match.kind, match.score, match)
-        (removed if sure else flagged).append(item)
-    return Plan(request, tuple(removed), tuple(flagged), (), tuple(held), 0, (), None)
+        (removed if sure else later if record.state == "held" else flagged).append(item)
+    return Plan(
+        request,
+        tuple(removed),
+        tuple(flagged),
+        (),
+        tuple(held),
+        0,
+        (),
+        None,
+        held_flagged=tuple(later),
+    )
 
 
 class _Names:
