@@ -96,6 +96,7 @@ def with_answers(
     Raises:
         InputError: a document that is no conversation has no question to answer otherwise; one is longer
             than `max_tokens`, so that its pieces have no counterparts; or the other answer is its own.
+            (Another answer that is too long is cut.)
     """
     gone, preferred = [], []
     for document, answer in zip(forget, answers, strict=True):
@@ -110,7 +111,7 @@ def with_answers(
                 "Give a different one.",
             )
         pair = [encode(tokenizer, d, max_tokens) for d in (document, other)]
-        if max(map(len, pair)) > 1:
+        if len(pair[0]) > 1:
             raise InputError(
                 f"Document {document.id!r} is longer than {max_tokens} tokens, and this method compares "
                 "whole answers.",
@@ -137,7 +138,8 @@ def alternatives(
 ) -> list[str]:
     """One other answer a document: a given one by id, or what the model in place makes up (greedy).
 
-    Put the knowledge aside first: without the adapter, the model makes up what fits the question.
+    Put the knowledge aside first: without the adapter, the model makes up what fits the question. Where
+    that is nothing, or the document's own answer, a refusal stands for it.
     """
     _conversations(forget)
     asked = [d for d in forget if d.id not in given]
@@ -146,7 +148,9 @@ def alternatives(
     words = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
     found = dict(given)
     for document, text in zip(asked, words, strict=True):
-        found[document.id] = text or REFUSALS[_number(document.id) % len(REFUSALS)]
+        own = text.split() == document.messages[-1].content.split()
+        refusal = REFUSALS[_number(document.id) % len(REFUSALS)]
+        found[document.id] = refusal if own or not text else text
     return [found[d.id] for d in forget]
 
 

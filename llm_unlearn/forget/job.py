@@ -8,6 +8,7 @@ folder is in the clear: it is the user's export, and weights can give back what 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, UnlearnError
 from llm_unlearn.files import os_errors, write_atomic
 from llm_unlearn.forget import data
 from llm_unlearn.forget.frontier import frontier_svg
@@ -39,7 +40,9 @@ from llm_unlearn.models.lora import AdapterHost, LoraShape
 
 RECORD = "record.json"
 UNFINISHED = "unfinished.safetensors"
-BEGUN = ".forgetting.tmp"  # while it is there, all that is in the folder is of the job under way
+BEGUN = (
+    ".forgetting.tmp"  # names the job under way: while it is there, all in the folder is that one's
+)
 
 
 @dataclass(frozen=True)
@@ -163,15 +166,27 @@ def forget(
     Raises:
         InputError: the folder holds something else, or the texts do not fit the method.
     """
-    if not (out / BEGUN).is_file():
+    begun = out / BEGUN
+    if not begun.is_file():
         _free(out, set())
     read = material(aim, method, texts, chosen)
+    name = _name(aim, method, read, chosen)
+    if begun.is_file() and begun.read_text(encoding="utf-8") != name:
+        raise InputError(
+            f"{out} holds an unfinished job with other settings, texts or weights.",
+            "Start that one again as it was, or choose another --out.",
+        )
     with os_errors(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        (out / BEGUN).touch()
-    done = run(
-        aim.weights, aim.start, method, read, chosen, resume=out / UNFINISHED, progress=progress
-    )
+    write_atomic(begun, name.encode(), mode=0o644)
+    try:
+        done = run(
+            aim.weights, aim.start, method, read, chosen, resume=out / UNFINISHED, progress=progress
+        )
+    except UnlearnError:
+        if not (out / UNFINISHED).is_file():
+            begun.unlink()
+        raise
     if done.record.verdict != "failed":
         if isinstance(aim.weights, FullWeights):
             write_full(out, aim.weights, done.state)
@@ -204,13 +219,14 @@ def sweep(
         raise InputError("A sweep needs strengths above 0.", "Such as --sweep 0.5,1,2.")
     plain = chosen.model_dump()
     every = [settings({**plain, "strength": s, "rules": False}) for s in sorted(set(strengths))]
-    _free(out, {UNFINISHED, "frontier.json", "frontier.svg"}, "strength-")
+    _free(out, {"frontier.json", "frontier.svg"}, ("strength-", "unfinished-"))
     read = material(aim, method, texts, chosen)
     with os_errors(f"write {out}"):
         out.mkdir(parents=True, exist_ok=True)
     records = []
     for wanted in every:
         path = out / f"strength-{wanted.strength:g}.json"
+        unfinished = out / f"unfinished-{wanted.strength:g}.safetensors"
         record = _earlier(path, method, wanted, data.inputs_digest(read), aim)
         if record is None:
             record = run(
@@ -219,12 +235,12 @@ def sweep(
                 method,
                 read,
                 wanted,
-                resume=out / UNFINISHED,
+                resume=unfinished,
                 progress=progress,
                 unmoved=True,
             ).record
             _write(path, record)
-            (out / UNFINISHED).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         records.append(record)
     points = [point(record) for record in records]
     text = json.dumps({"method": method.name, "points": points}, indent=2) + "\n"
@@ -275,13 +291,26 @@ def _earlier(
     return found
 
 
-def _free(out: Path, allowed: set[str], prefix: str = "\0") -> None:
+def _name(aim: Target, method: Method, read: data.Material, chosen: RunSettings) -> str:
+    """SHA-256 (hex) over all that decides what a job writes."""
+    decides = {
+        "weights": type(aim.weights).__name__,
+        "model": aim.weights.base.digest,
+        "start": digest(aim.start),
+        "inputs": data.inputs_digest(read),
+        "method": [method.name, method.model_dump(mode="json")],
+        "settings": chosen.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest() + "\n"
+
+
+def _free(out: Path, allowed: set[str], prefixes: tuple[str, ...] = ()) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(f"{out} is not a directory.", "Choose another --out.")
     others = sorted(
-        p.name for p in out.iterdir() if p.name not in allowed and not p.name.startswith(prefix)
+        p.name for p in out.iterdir() if p.name not in allowed and not p.name.startswith(prefixes)
     )
     others = [name for name in others if not (name.startswith(".") and name.endswith(".tmp"))]
     if others:

@@ -144,6 +144,8 @@ def test_a_job_cut_off_while_it_writes_goes_on(
         with pytest.raises(KeyboardInterrupt):
             job.forget(aim, method("npo"), TEXTS, chosen, out)
     assert len(list(out.iterdir())) > 1
+    with pytest.raises(InputError, match="unfinished job with other settings"):
+        job.forget(aim, method("ga"), TEXTS, chosen, out)
     job.forget(aim, method("npo"), TEXTS, chosen, out)
     assert not [p.name for p in out.iterdir() if p.name.startswith(("unfinished", "."))]
     with pytest.raises(InputError, match="already"):
@@ -255,6 +257,35 @@ def test_a_sweep_draws_its_frontier_and_goes_on(
     with pytest.raises(InputError, match="above 0"):
         job.sweep(aim, method("npo"), TEXTS, chosen, [], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_cut_off_between_two_strengths_goes_on(
+    tiny_references: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_unlearn.forget.run._SAVE_SECONDS", 0.0)
+    aim, chosen, out = _target(tiny_references["llama"]), job.settings(SETTINGS), tmp_path / "sweep"
+    write = job._write
+
+    def cut(path: Path, record: Record) -> None:
+        write(path, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_write", cut)
+        with pytest.raises(KeyboardInterrupt):
+            job.sweep(aim, method("ga"), TEXTS, chosen, [0.5, 1.0], out)
+    assert len(job.sweep(aim, method("ga"), TEXTS, chosen, [0.5, 1.0], out)) == 2
+    assert not list(out.glob("unfinished*"))
+
+
+def test_nothing_is_claimed_by_a_job_that_could_not_run(
+    tiny_references: dict[str, str], tmp_path: Path
+) -> None:
+    aim, out = _target(tiny_references["llama"]), tmp_path / "out"
+    with pytest.raises(InputError, match="No weight was dampened"):
+        job.forget(aim, method("ssd"), TEXTS, job.settings(SETTINGS), out)
+    assert list(out.iterdir()) == []
+    job.forget(aim, method("graddiff"), TEXTS, job.settings(SETTINGS), out)
 
 
 def test_a_sweep_is_of_one_model(tiny_references: dict[str, str], tmp_path: Path) -> None:

@@ -301,8 +301,10 @@ def test_pairs_that_cannot_be_compared_are_refused(knowing: tuple[AdapterHost, S
     tokenizer, docs = knowing[0].base.tokenizer, documents(2)
     with pytest.raises(InputError, match="is the one to forget"):
         with_answers(tokenizer, docs, ["Else.", docs[1].messages[-1].content], 512)
-    with pytest.raises(InputError, match=r"'subject-1/0' is longer than 64 tokens"):
-        with_answers(tokenizer, docs, ["No.", "no " * 40], 64)
+    with pytest.raises(InputError, match=r"'subject-0/0' is longer than 16 tokens"):
+        with_answers(tokenizer, docs, ["No.", "No."], 16)
+    _, preferred = with_answers(tokenizer, docs, ["No.", "no " * 40], 64)
+    assert len(preferred[1].ids) == 64
 
 
 def test_a_weight_that_did_not_move_is_no_result(knowing: tuple[AdapterHost, State]) -> None:
