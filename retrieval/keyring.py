@@ -135,10 +135,7 @@ class Keyring:
     # --- data keys
 
     def new_keys(self, n: int) -> list[tuple[int, bytes]]:
-        """Make `n` data keys: pairs of slot and 32-byte key, durable when returned.
-
-        In slots that are zero and that nothing names any more (see `free` and `keep`).
-        """
+        """Make `n` data keys, pairs of slot and 32-byte key, durable when returned; see `keep`."""
         with self._lock:
             state, file = self._current()
             if self._free is None:

@@ -70,8 +70,8 @@ def run(
     _check(method, material)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
-    going = _Run(weights, dict(start), method, material, settings, resume, progress)
-    return going.go(unmoved)
+    one = _Run(weights, dict(start), method, material, settings, resume, progress)
+    return one.go(unmoved)
 
 
 def _check(method: Method, material: Material) -> None:

@@ -300,17 +300,8 @@ def _draft(
             continue
         item = _planned(opened, record, match.kind, match.score, match)
         (removed if sure else later if record.state == "held" else flagged).append(item)
-    return Plan(
-        request,
-        tuple(removed),
-        tuple(flagged),
-        (),
-        tuple(held),
-        0,
-        (),
-        None,
-        held_flagged=tuple(later),
-    )
+    plan = Plan(request, tuple(removed), tuple(flagged), (), tuple(held), 0, (), None)
+    return replace(plan, held_flagged=tuple(later))
 
 
 class _Names:
