@@ -20,7 +20,7 @@ from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.citing import citations, marked
 from llm_unlearn.serve.events import JSON, Taken
 from llm_unlearn.serve.job import Finish, Job, Piece
-from llm_unlearn.serve.streaming import check_length, finished, streamed, usage
+from llm_unlearn.serve.streaming import check_length, drawn_on, finished, streamed, usage
 from llm_unlearn.serve.wire import (
     AnswerMessage,
     ChatAnswer,
@@ -50,14 +50,14 @@ async def chat(
     server.engine.submit(job)
     released = functools.partial(server.engine.release, job)
     if body.stream:
-        return Taken(_events(server, body, key, job), released, server.engine.commits)
+        return Taken(_events(server, body, key, job), released, drawn_on(server, body.model))
     box = server.engine.mailbox(job)
 
     async def whole() -> AsyncIterator[bytes]:
         pieces = await box.take(whole=True)
         yield _whole(server, body, job, pieces).model_dump_json().encode()
 
-    return Taken(whole(), released, server.engine.commits, JSON)
+    return Taken(whole(), released, drawn_on(server, body.model), JSON)
 
 
 def _job(server: Backend, body: ChatRequest, key: Key) -> Job:

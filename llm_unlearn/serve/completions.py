@@ -7,6 +7,7 @@ as an adapter's answer is (`guarding`); scores of the caller's own words are not
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import json
@@ -28,7 +29,7 @@ from llm_unlearn.serve.backend import Backend, backend, may
 from llm_unlearn.serve.engine import Busy
 from llm_unlearn.serve.events import JSON, Taken
 from llm_unlearn.serve.job import Job, Piece
-from llm_unlearn.serve.streaming import check_length, finished, streamed, usage
+from llm_unlearn.serve.streaming import check_length, drawn_on, finished, streamed, usage
 from llm_unlearn.serve.wire import (
     CompletionRequest,
     Embedded,
@@ -69,14 +70,14 @@ async def completions(request: Request, body: CompletionRequest, key: Asker) -> 
 
     if not body.stream:
         whole = _whole(server, body, key, most, under_way)
-        return Taken(whole, released, server.engine.commits, JSON)
+        return Taken(whole, released, drawn_on(server, body.model), JSON)
     if len(body.prompts) > 1 or body.echo or body.logprobs is not None or not most:
         raise InputError(
             "A stream continues one prompt by at least one token, without echo and logprobs.",
             "Ask without stream.",
         )
     (job,) = _jobs(server, body, key, most, under_way)
-    return Taken(_stream(server, body, key, job), released, server.engine.commits)
+    return Taken(_stream(server, body, key, job), released, drawn_on(server, body.model))
 
 
 def _jobs(
@@ -120,7 +121,7 @@ async def _whole(
             ended = finished(pieces[-1].finish or "length")
             made[place] = ("".join(piece.text for piece in pieces), drawn, ended)
         tokens = sum(job.made for job in jobs)
-        answer = await server.asked(_answer, server, body, read, made, tokens)
+        answer = await asyncio.to_thread(_answer, server, body, read, made, tokens)
         # the base model draws on nothing that can be taken down
         if body.model == "base" or server.engine.commits() == number:
             yield answer

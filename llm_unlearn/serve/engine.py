@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
 from torch import Tensor
 
 from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
@@ -191,6 +192,8 @@ class Engine:
                     for row in track.rows:
                         row.job.fail(error)
                     del self._tracks[key]
+            except Exception as error:  # a defect that one lane meets is not the others'
+                self._give_up(key, track.rows, error)
             if not track.rows:
                 self._tracks.pop(key, None)
         if time.monotonic() - self._tidied > _TIDY:
@@ -318,6 +321,17 @@ class Engine:
         except UnlearnError as error:
             job.fail(error)
             return None
+        except TemplateError as error:
+            job.fail(
+                InputError(
+                    f"The model's chat template refuses this conversation ({error}).",
+                    "Let user and assistant take turns, and leave a system message out if it has none.",
+                )
+            )
+            return None
+        except Exception as error:  # a defect that one answer meets is not the others'
+            job.fail(defect(error))
+            return None
         job.read, job.made = len(ids), 0
         job.speech = Speech(base.tokenizer, job.stops, trim=job.ask.raw is None)
         job.drawing = job.sampler()
@@ -350,9 +364,20 @@ class Engine:
                     with self._turn:
                         self._waiting.append(row.job)
             return
+        except Exception as error:  # what the lane holds is not known any more
+            self._give_up(key, [*track.rows, *rows], error)
+            return
         track.add(rows)
         self._say(track, rows, logits)
         self.tokens += len(rows)
+
+    def _give_up(self, key: Any, rows: Sequence[Row], error: Exception) -> None:
+        """Fail the answers of one lane, and forget it."""
+        failure = defect(error)
+        for row in rows:
+            if not row.job.done:
+                row.job.fail(failure)
+        self._tracks.pop(key, None)
 
     def _step(self, track: Track) -> None:
         if not track.rows:

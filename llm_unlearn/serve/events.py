@@ -10,6 +10,7 @@ slow client is out of reach.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -39,17 +40,21 @@ class Line:
 
     async def over(self, still: Callable[[], bool]) -> bool:
         """Wait until nothing is left; False, and the client is cut off, if `still` ends before."""
-        while self._transport.get_write_buffer_size():
+        waited = False
+        while True:
+            left = self._transport.get_write_buffer_size()
+            if not left and not waited:
+                return True
             if not still():
                 self._transport.abort()
                 await self.drain()
                 return False
-            try:
+            if not left:
+                return True
+            waited = True
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
                     await self.drain()
-            except TimeoutError:
-                continue
-        return True
 
 
 def lines(*events: str) -> bytes:

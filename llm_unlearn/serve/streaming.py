@@ -6,6 +6,7 @@ told in the stream, one before it with its own status.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -57,7 +58,12 @@ async def check_length(server: Backend, texts: Sequence[str | tuple[int, ...]]) 
         InputError: it is.
     """
     if sum(map(len, texts)) > _SHORT:
-        await server.asked(fits, lambda: server.reader.opened.models.host, texts)
+        await asyncio.to_thread(fits, lambda: server.reader.opened.models.host, texts)
+
+
+def drawn_on(server: Backend, model: str) -> Callable[[], int]:
+    """Another number after any commit that an answer of this model may draw on: of `base` none."""
+    return (lambda: 0) if model == "base" else server.engine.commits
 
 
 def finished(finish: Finish) -> wire.Finish:

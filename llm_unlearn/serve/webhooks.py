@@ -131,7 +131,7 @@ class Webhooks:
         for url in urls:
             if not _askable(url):
                 raise InputError(f"{url!r} is no http or https address.")
-        self._secret = key_of(secret)
+        self._secret = key_of(secret) if urls else b""
         if urls and len(self._secret) < 24:
             raise InputError(
                 "The webhooks' secret stands for fewer than 24 bytes.",

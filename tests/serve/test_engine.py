@@ -40,6 +40,31 @@ def _job(most: int = 5) -> Job:
     return Job(Ask({}, "base", frozenset()), Sampler, most)
 
 
+def test_a_conversation_that_the_template_refuses_ends_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.backend is not None
+    tokenizer = served.backend.reader.opened.models.host.base.tokenizer
+    strict = "{% if messages|length > 1 %}{{ raise_exception('turns alternate') }}{% endif %}"
+    words = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", strict + words)
+    client, statuses = served.http(), []
+
+    def ask() -> None:
+        long = {**ASK, "max_tokens": 150, "temperature": 1.0, "seed": 1}
+        statuses.append(client.post("/v1/chat/completions", json=long).status_code)
+
+    other = threading.Thread(target=ask)
+    other.start()
+    while not served.backend.engine.load[1]:
+        time.sleep(0.001)
+    bad = {**ASK, "messages": [{"role": "user", "content": "One."}] * 2}
+    told = served.http().post("/v1/chat/completions", json=bad)
+    other.join(60)
+    assert (told.status_code, statuses) == (400, [200])
+    assert "turns alternate" in told.text
+
+
 def test_the_coldest_draw_is_the_likeliest() -> None:
     logits = torch.tensor([1.0, 200.0, -3.0])
     for temperature in (1e-40, 1e-30, 5e-324, 9e-5):
