@@ -70,8 +70,7 @@ def run(
     _check(method, material)
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
-    one = _Run(weights, dict(start), method, material, settings, resume, progress)
-    return one.go(unmoved)
+    return _Run(weights, dict(start), method, material, settings, resume, progress).go(unmoved)
 
 
 def _check(method: Method, material: Material) -> None:

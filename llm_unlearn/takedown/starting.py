@@ -17,8 +17,6 @@ _GONE = (
     "That this request removed all that was found for it: {} documents had gone, or had been replaced, "
     "before this request was carried out."
 )
-
-
 _RELEASED = (
     "That nothing else was removed: {} documents that a legal hold had kept were destroyed when it ended, "
     "before this request was carried out."
@@ -56,22 +54,17 @@ def start(opened: Opened, journal: Journal, filed: Filed) -> Filed:
         for handle, record in found.items()
         if planned.get(handle.hex(), record.content.hex()) == record.content.hex()
     }
-    held = [handle for handle, record in same.items() if record.state == "held"]
-    going = [handle for handle in same if handle not in held]
     if case.kept:
         there = opened.vault.find_many([bytes.fromhex(handle) for handle in case.kept])
         case.held = sum(record.state == "held" for record in there.values())
         ended = len(case.kept) - len(there)
         case.notes += [_RELEASED.format(ended)] if ended else []
-    case.held += len(held)
-    case.touched = sorted({*case.touched, *shards_of(opened, held)})
     lost = len(case.handles) - len(same)
     case.notes += [_GONE.format(lost)] if lost else []
-    fates = [same[handle].fate for handle in going]
+    fates = [record.fate for record in same.values()]
     case.store_count, case.corpus_count = fates.count("store"), fates.count("corpus")
-    case.handles = [handle.hex() for handle in going]
-    case.contents = [same[handle].content.hex() for handle in going]
-    case.kept = [*case.kept, *(handle.hex() for handle in held)]
-    opened.vault.set_state(going, "fenced")
-    bars.add(opened.database, held, filed.mark)
+    case.handles = [handle.hex() for handle in same]
+    case.contents = [record.content.hex() for record in same.values()]
+    keep_held(opened, filed, case)
+    opened.vault.set_state([bytes.fromhex(handle) for handle in case.handles], "fenced")
     return journal.advance(filed, "fenced", case)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from served import Served
@@ -40,6 +41,24 @@ def _job(most: int = 5) -> Job:
     return Job(Ask({}, "base", frozenset()), Sampler, most)
 
 
+def _beside(served: Served, bad: dict[str, Any]) -> tuple[httpx.Response, list[int]]:
+    """What a request is told that comes while another is answered, and that one's status."""
+    client, statuses = served.http(), list[int]()
+
+    def ask() -> None:
+        long = {**ASK, "max_tokens": 150, "temperature": 1.0, "seed": 1}
+        statuses.append(client.post("/v1/chat/completions", json=long).status_code)
+
+    other = threading.Thread(target=ask)
+    other.start()
+    assert served.backend is not None
+    while not served.backend.engine.load[1]:
+        time.sleep(0.001)
+    told = served.http().post("/v1/chat/completions", json=bad)
+    other.join(60)
+    return told, statuses
+
+
 def test_a_conversation_that_the_template_refuses_ends_alone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,19 +67,8 @@ def test_a_conversation_that_the_template_refuses_ends_alone(
     strict = "{% if messages|length > 1 %}{{ raise_exception('turns alternate') }}{% endif %}"
     words = "{% for m in messages %}{{ m.content }}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", strict + words)
-    client, statuses = served.http(), []
-
-    def ask() -> None:
-        long = {**ASK, "max_tokens": 150, "temperature": 1.0, "seed": 1}
-        statuses.append(client.post("/v1/chat/completions", json=long).status_code)
-
-    other = threading.Thread(target=ask)
-    other.start()
-    while not served.backend.engine.load[1]:
-        time.sleep(0.001)
-    bad = {**ASK, "messages": [{"role": "user", "content": "One."}] * 2}
-    told = served.http().post("/v1/chat/completions", json=bad)
-    other.join(60)
+    turns = {**ASK, "messages": [{"role": "user", "content": "One."}] * 2}
+    told, statuses = _beside(served, turns)
     assert (told.status_code, statuses) == (400, [200])
     assert "turns alternate" in told.text
 
@@ -86,20 +94,7 @@ def test_an_answer_that_cannot_be_drawn_ends_alone(
         return drawing(self, logits)
 
     monkeypatch.setattr(Sampler, "_one", one)
-    client, statuses = served.http(), []
-
-    def ask() -> None:
-        long = {**ASK, "max_tokens": 150, "temperature": 1.0, "seed": 1}
-        statuses.append(client.post("/v1/chat/completions", json=long).status_code)
-
-    other = threading.Thread(target=ask)
-    other.start()
-    assert served.backend is not None
-    while not served.backend.engine.load[1]:
-        time.sleep(0.001)
-    bad = {**ASK, "temperature": 1.0, "top_p": 0.125}
-    told = served.http().post("/v1/chat/completions", json=bad)
-    other.join(60)
+    told, statuses = _beside(served, {**ASK, "temperature": 1.0, "top_p": 0.125})
     assert (told.status_code, statuses) == (503, [200])
     assert "nan" not in told.text
 
