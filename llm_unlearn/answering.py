@@ -29,8 +29,9 @@ from llm_unlearn.config import AnsweringConfig
 from llm_unlearn.errors import AccessDenied, Damaged
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
-from llm_unlearn.models.experts import Mixture, generate_mixed
+from llm_unlearn.models.experts import Mixture
 from llm_unlearn.models.lora import AdapterHost
+from llm_unlearn.models.mixed import generate_mixed
 from llm_unlearn.opened import Opened
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.embedding import Floats, encode

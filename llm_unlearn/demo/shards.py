@@ -41,7 +41,7 @@ from llm_unlearn.eval.passes import score_encoded
 from llm_unlearn.files import write_atomic
 from llm_unlearn.models.causal import generate
 from llm_unlearn.models.chat import prompt_ids
-from llm_unlearn.models.experts import score_mixed
+from llm_unlearn.models.mixed import score_mixed
 from llm_unlearn.opened import Models
 from llm_unlearn.retrieval.embedding import Floats, encode
 from llm_unlearn.sisa.aggregate import mean_log_probability, mean_probability

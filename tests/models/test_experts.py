@@ -10,8 +10,9 @@ from torch import Tensor
 from llm_unlearn.errors import InputError
 from llm_unlearn.eval.passes import score_tokens
 from llm_unlearn.models.causal import generate, load_causal
-from llm_unlearn.models.experts import generate_mixed, mixing, score_mixed, stack
+from llm_unlearn.models.experts import mixing, stack
 from llm_unlearn.models.lora import AdapterHost, AdapterState, LoraShape
+from llm_unlearn.models.mixed import generate_mixed, score_mixed
 from llm_unlearn.sisa.aggregate import mean_log_probability, mean_probability, merge
 
 KINDS = ("llama", "gpt2", "qwen")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from llm_unlearn.models import scoring
 from llm_unlearn.models.causal import generate, load_causal
-from llm_unlearn.models.experts import Mixture, generate_mixed, stack
+from llm_unlearn.models.experts import Mixture, stack
 from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost, AdapterState, LoraShape
+from llm_unlearn.models.mixed import generate_mixed
 from llm_unlearn.models.sampling import Sampler
 from llm_unlearn.models.scoring import prompt_scores
 from llm_unlearn.sisa.aggregate import mean_probability
