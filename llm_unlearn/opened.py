@@ -245,18 +245,16 @@ class Opened:
         Raises:
             InputError: the model's chat template refuses this conversation.
         """
-        from jinja2 import TemplateError
-
         from llm_unlearn.models.chat import encode
 
         tokenizer = self.models.host.base.tokenizer
         document = self.document(record)
         try:
             return encode(tokenizer, document, self.training.max_tokens)
-        except (TemplateError, ValueError) as error:
+        except (InputError, ValueError) as error:
             raise InputError(
                 f"Document {document.id!r} cannot be trained on: the model's chat template refuses "
-                f"it ({error}).",
+                f"it ({error.__cause__ or error}).",
                 "Take it down, or choose a model whose template takes such conversations.",
             ) from error
 

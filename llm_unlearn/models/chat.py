@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.documents import Document, Message
+from llm_unlearn.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,24 @@ class Example:
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """The conversation as the model reads it; with `prompt`, up to where the assistant speaks."""
+    """The conversation as the model reads it; with `prompt`, up to where the assistant speaks.
+
+    Raises:
+        InputError: the model's chat template refuses the conversation.
+    """
     turns = [{"role": m.role, "content": m.content} for m in messages]
     if tokenizer.chat_template:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text: str = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=prompt
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"The model's chat template refuses this conversation ({error}).",
+                "Let user and assistant take turns, and leave a system message out if it has none.",
+            ) from error
         return text
     lines = [f"{t['role'].capitalize()}: {t['content']}\n" for t in turns]
     return "".join(lines) + ("Assistant:" if prompt else "")

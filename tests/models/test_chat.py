@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llm_unlearn.documents import Document, Message
+from llm_unlearn.errors import InputError
 from llm_unlearn.models.chat import encode, encode_messages, neutral, prompt_ids, render
 
 
@@ -99,3 +100,10 @@ def test_markers_of_turns_in_a_question_are_words() -> None:
     assert prompt_ids(tokenizer, loud).count(end) == prompt_ids(tokenizer, quiet).count(end)
     assert neutral("<|end|>", ["<|end|>", "<"]) == "< |end|>"
     assert neutral("no marker", tokenizer.all_special_tokens) == "no marker"
+
+
+def test_a_conversation_that_the_template_refuses_is_the_asker_s_error() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(InputError, match=r"refuses this conversation \(no system turns\)"):
+        prompt_ids(tokenizer, "Who?", system="Be brief.")
