@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +22,11 @@ from llm_unlearn.answering import Answerer
 from llm_unlearn.errors import AccessDenied, UnlearnError, WorkspaceLocked
 from llm_unlearn.serve.access import AccessKeys, Key, Role
 from llm_unlearn.serve.asking import answerers
-from llm_unlearn.serve.engine import Busy, Engine, TooLate
+from llm_unlearn.serve.engine import Engine
 from llm_unlearn.serve.guarding import Guarding
 from llm_unlearn.serve.metrics import Metrics
 from llm_unlearn.serve.probing import Probes
+from llm_unlearn.serve.room import Threads, TooLate
 from llm_unlearn.serve.runs import Runs
 from llm_unlearn.serve.watch import Watch
 from llm_unlearn.serve.webhooks import State, Webhooks
@@ -34,7 +34,8 @@ from llm_unlearn.takedown.journal import Journal
 from llm_unlearn.workspace import Workspace
 
 T = TypeVar("T")
-_ASKED = 64  # of readers: more that wait are told to come again
+_SEARCHES = 4, 64  # threads, and how many may wait: more are told to come again
+_EMBEDDINGS = 2, 16
 _PAUSE = 1.0
 _PATIENCE = 3.0
 _log = logging.getLogger("llm_unlearn.serve")
@@ -64,10 +65,11 @@ class Backend:
         self.metrics = Metrics()
         self._watch = Watch(self.path / "workspace.db")
         self.engine = Engine(lambda: models.host, self._watch, self.config)
-        # readers have threads of their own, so that no takedown waits for their searches and embeddings
+        # threads of their own: no takedown waits for searches, and no search for embeddings
+        seconds = self.config.answer_seconds
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
-        self._readers = ThreadPoolExecutor(4, thread_name_prefix="readers")
-        self._room = threading.BoundedSemaphore(_ASKED)
+        self.searches = Threads("searches", *_SEARCHES, seconds)
+        self.embeddings = Threads("embeddings", *_EMBEDDINGS, seconds)
         self.runs = Runs(self.path, keys, self._approved)
         self.probes = Probes()
         self.webhooks = Webhooks(self.path, webhooks, secret, self._states)
@@ -97,7 +99,8 @@ class Backend:
         """End everything."""
         self.engine.stop()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._readers.shutdown(wait=True, cancel_futures=True)
+        self.searches.close()
+        self.embeddings.close()
         self._watch.close()
         self.writer.close()
         self.reader.close()
@@ -116,26 +119,6 @@ class Backend:
         """Do something that blocks, outside the event loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(work, *given, **more))
-
-    async def asked(self, work: Callable[..., T], *given: Any) -> T:
-        """Do something that blocks for a reader: such as search, embed, read a text.
-
-        Raises:
-            Busy: as many as may are waiting.
-            TooLate: its time was up.
-        """
-        if not self._room.acquire(blocking=False):
-            raise Busy("Too many searches and embeddings are under way.", "Ask again in a moment.")
-        try:
-            future = self._readers.submit(work, *given)
-        except RuntimeError:
-            self._room.release()
-            raise
-        future.add_done_callback(lambda _: self._room.release())
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.answer_seconds)
-        except TimeoutError:
-            raise TooLate("There was no time for this.", "Ask again later, or for less.") from None
 
     async def write(self, work: Callable[..., T], *given: Any, **more: Any) -> T:
         """Do something that takes the writer's lock, waiting a little for whoever has it.

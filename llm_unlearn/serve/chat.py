@@ -54,8 +54,9 @@ async def chat(
     box = server.engine.mailbox(job)
 
     async def whole() -> AsyncIterator[bytes]:
-        pieces = await box.take(whole=True)
-        yield _whole(server, body, job, pieces).model_dump_json().encode()
+        finish, told = await box.whole(functools.partial(_whole, server, body, job))
+        _count(server, job, finish)
+        yield told
 
     return Taken(whole(), released, drawn_on(server, body.model), JSON)
 
@@ -115,11 +116,12 @@ def _inline(body: ChatRequest, told: Origins) -> str:
     return " " + "".join(f"[{number}]" for number in told.marked)
 
 
-def _whole(server: Backend, body: ChatRequest, job: Job, pieces: Sequence[Piece]) -> ChatAnswer:
+def _whole(
+    server: Backend, body: ChatRequest, job: Job, pieces: Sequence[Piece]
+) -> tuple[Finish, bytes]:
     text = "".join(piece.text for piece in pieces)
     finish = pieces[-1].finish or "stop"
     told = _origins(job.choice, text, finish)
-    _count(server, job, finish)
     logprobs = None
     if body.logprobs:
         drawn = [token for piece in pieces for token in piece.tokens]
@@ -129,7 +131,7 @@ def _whole(server: Backend, body: ChatRequest, job: Job, pieces: Sequence[Piece]
         logprobs=logprobs,
         finish_reason=finished(finish),
     )
-    return ChatAnswer(
+    answer = ChatAnswer(
         id=_id(),
         created=int(time.time()),
         model=body.model,
@@ -137,6 +139,7 @@ def _whole(server: Backend, body: ChatRequest, job: Job, pieces: Sequence[Piece]
         usage=usage(job),
         llm_unlearn=told,
     )
+    return finish, answer.model_dump_json().encode()
 
 
 def _logprobs(server: Backend, drawn: Sequence[Drawn]) -> list[LogprobToken]:

@@ -26,9 +26,9 @@ from llm_unlearn.retrieval.embedding import encode
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.asking import WHOLE, Ask, encoded, models
 from llm_unlearn.serve.backend import Backend, backend, may
-from llm_unlearn.serve.engine import Busy
 from llm_unlearn.serve.events import JSON, Taken
 from llm_unlearn.serve.job import Job, Piece
+from llm_unlearn.serve.room import Busy
 from llm_unlearn.serve.streaming import check_length, drawn_on, finished, streamed, usage
 from llm_unlearn.serve.wire import (
     CompletionRequest,
@@ -116,7 +116,7 @@ async def _whole(
         jobs = _jobs(server, body, key, most, under_way) if most else []
         made: list[tuple[str, list[Drawn], str]] = [("", [], "length") for _ in read]
         for place, box in enumerate([server.engine.mailbox(job) for job in jobs]):
-            pieces = await box.take(whole=True)
+            pieces = await box.whole(list)
             drawn = [token for piece in pieces for token in piece.tokens]
             ended = finished(pieces[-1].finish or "length")
             made[place] = ("".join(piece.text for piece in pieces), drawn, ended)
@@ -254,7 +254,7 @@ async def embeddings(request: Request, body: EmbeddingRequest, _: Asker) -> Embe
         return EmbeddingAnswer(data=data, model=body.model, usage=usage)
 
     try:
-        return await server.asked(embed)
+        return await server.embeddings.do(embed)
     finally:
         left.set()
 

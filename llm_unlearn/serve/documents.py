@@ -163,7 +163,7 @@ def _listed(server: Backend, entry: Entry) -> Listed:
 async def get(request: Request, id: str, key: Asker) -> Response:
     """A live document with its text, if the key's groups may see it."""
     server = backend(request)
-    return looked(server.engine.commits, lambda: server.asked(_whole, server, id, key))
+    return looked(server.engine.commits, lambda: server.searches.do(_whole, server, id, key))
 
 
 def _whole(server: Backend, id: str, key: Key) -> Whole:
@@ -211,4 +211,4 @@ async def search(request: Request, body: Search, key: Asker) -> Response:
         hits = store.search(body.query, groups=frozenset(key.groups), k=body.k, mode=body.mode)
         return Found(passages=citations(hits))
 
-    return looked(server.engine.commits, lambda: server.asked(look))
+    return looked(server.engine.commits, lambda: server.searches.do(look))

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from torch import Tensor
 
 from llm_unlearn.errors import EnvironmentFailure, InputError, UnlearnError
@@ -26,6 +25,7 @@ from llm_unlearn.models.lanes import Lane
 from llm_unlearn.models.lora import AdapterHost
 from llm_unlearn.serve import memory
 from llm_unlearn.serve.job import Job, Mailbox, Piece, defect
+from llm_unlearn.serve.room import Busy, TooLate
 from llm_unlearn.serve.speech import Speech
 from llm_unlearn.serve.track import Row, Track
 from llm_unlearn.serve.watch import Watch
@@ -35,14 +35,6 @@ if TYPE_CHECKING:
 
 _IDLE = 0.5
 _TIDY = 10.0  # seconds between two times that freed memory is given back
-
-
-class Busy(EnvironmentFailure):
-    """No room in the queue."""
-
-
-class TooLate(EnvironmentFailure):
-    """The time of an answer was up."""
 
 
 class Engine:
@@ -320,14 +312,6 @@ class Engine:
                 )
         except UnlearnError as error:
             job.fail(error)
-            return None
-        except TemplateError as error:
-            job.fail(
-                InputError(
-                    f"The model's chat template refuses this conversation ({error}).",
-                    "Let user and assistant take turns, and leave a system message out if it has none.",
-                )
-            )
             return None
         except Exception as error:  # a defect that one answer meets is not the others'
             job.fail(defect(error))

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from llm_unlearn.errors import UnlearnError
-from llm_unlearn.serve.engine import Busy
 from llm_unlearn.serve.failures import answer
+from llm_unlearn.serve.room import Busy
 
 STREAM: Final = "text/event-stream; charset=utf-8"
 JSON: Final = "application/json"

@@ -28,7 +28,7 @@ from llm_unlearn.errors import (
     WorkspaceError,
     WorkspaceLocked,
 )
-from llm_unlearn.serve.engine import Busy, TooLate
+from llm_unlearn.serve.room import Busy, TooLate
 
 
 class Unknown(AccessDenied):

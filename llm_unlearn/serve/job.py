@@ -6,8 +6,8 @@
                     |            |         the same, but words were taken: it ends, saying why
                     +--> ended <-+
 
-Guarantees: `take` gives nothing while a commit to the workspace is newer than the last look at this
-answer's sources; what was made before a takedown and not yet taken is thrown away with it.
+Guarantees: `take` and `whole` give nothing while a commit to the workspace is newer than the last look
+at this answer's sources; what was made before a takedown and not yet taken is thrown away with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llm_unlearn.answering import Choice
 from llm_unlearn.errors import EnvironmentFailure, UnlearnError
@@ -27,6 +27,7 @@ from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.guarding import Watch
 from llm_unlearn.serve.speech import Speech
 
+T = TypeVar("T")
 Finish = Literal["stop", "length", "takedown", "guard"]
 _log = logging.getLogger("llm_unlearn.serve")
 
@@ -145,30 +146,56 @@ class Mailbox:
         self.job = job
         job.wake = wake
 
-    def _take(self, *, whole: bool) -> list[Piece] | None:
+    def _there(self, *, whole: bool) -> bool:
+        """Whether words can leave now; under the job's lock."""
+        if not (self.job.done if whole else self.job.done or self.job.pending):
+            return False
+        if not self._fresh():
+            self._poke()
+            return False
+        if self.job.failure is not None:
+            raise self.job.failure
+        return True
+
+    def _take(self) -> list[Piece] | None:
         job = self.job
         with job.lock:
-            if not (job.done if whole else job.done or job.pending):
+            if not self._there(whole=False):
                 return None
-            if not self._fresh():
-                self._poke()
-                return None
-            if job.failure is not None:
-                raise job.failure
             pieces, job.pending = job.pending, []
-            if not whole:
-                job.sent = True
+            job.sent = True
             return pieces
 
-    async def take(self, *, whole: bool = False) -> list[Piece]:
-        """What is there, once something is; with `whole` only once all of it is.
+    def _look(self) -> tuple[int, list[Piece]] | None:
+        with self.job.lock:
+            return (self.job.redone, self.job.pending.copy()) if self._there(whole=True) else None
+
+    async def take(self) -> list[Piece]:
+        """What is there, once something is.
 
         Raises:
             UnlearnError: there is no answer.
         """
         while True:
             self._event.clear()
-            pieces = self._take(whole=whole)
+            pieces = self._take()
             if pieces is not None:
                 return pieces
             await self._event.wait()
+
+    async def whole(self, make: Callable[[Sequence[Piece]], T]) -> T:
+        """What a thread makes of the whole answer, once it is there; made anew if the answer is.
+
+        Raises:
+            UnlearnError: there is no answer.
+        """
+        made: tuple[int, T] | None = None
+        while True:
+            self._event.clear()
+            seen = self._look()
+            if seen is None:
+                await self._event.wait()
+            elif made is not None and made[0] == seen[0]:
+                return made[1]
+            else:
+                made = seen[0], await asyncio.to_thread(make, seen[1])

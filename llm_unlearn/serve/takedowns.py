@@ -31,8 +31,8 @@ from llm_unlearn.documents import Name
 from llm_unlearn.errors import InputError, KeyDestroyed
 from llm_unlearn.serve.access import Key
 from llm_unlearn.serve.backend import Backend, backend, may
-from llm_unlearn.serve.engine import TooLate
 from llm_unlearn.serve.events import looked
+from llm_unlearn.serve.room import TooLate
 from llm_unlearn.takedown.desk import Listed
 from llm_unlearn.takedown.intake import Decision
 from llm_unlearn.takedown.plan import Plan

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,10 @@ from llm_unlearn.answering import Choice
 from llm_unlearn.config_serving import ServingConfig
 from llm_unlearn.models.sampling import Sampler
 from llm_unlearn.serve.asking import Ask
-from llm_unlearn.serve.engine import Busy, Engine
+from llm_unlearn.serve.engine import Engine
 from llm_unlearn.serve.guarding import Watch
-from llm_unlearn.serve.job import Job
+from llm_unlearn.serve.job import Job, Mailbox, Piece
+from llm_unlearn.serve.room import Busy
 from llm_unlearn.serve.speech import Speech
 from llm_unlearn.serve.track import Row, Track
 
@@ -126,6 +128,32 @@ def test_who_leaves_the_queue_makes_room() -> None:
     engine.release(first)
     engine.submit(_job())
     assert engine.load == (1, 0)
+
+
+def test_an_answer_that_changes_while_it_is_written_down_is_written_anew() -> None:
+    """Revoked while the first text of it is made; a commit during the second touches nothing of it."""
+    job, made, pokes = _job(), list[str](), list[int]()
+    job.put(Piece("old", finish="stop"))
+
+    def write(pieces: Sequence[Piece]) -> str:
+        made.append("".join(piece.text for piece in pieces))
+        if len(made) == 1:
+            assert job.revoke()
+            job.put(Piece("new", finish="stop"))
+        return made[-1]
+
+    def fresh() -> bool:
+        return len(made) < 2 or bool(pokes)
+
+    def poke() -> None:
+        pokes.append(1)
+        job.wake()
+
+    async def ask() -> str:
+        return await Mailbox(job, fresh, poke).whole(write)
+
+    assert asyncio.run(asyncio.wait_for(ask(), 10)) == "new"
+    assert (made, pokes) == (["old", "new"], [1])
 
 
 def test_one_task_a_round_and_none_that_nobody_waits_for() -> None:

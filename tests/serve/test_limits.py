@@ -218,22 +218,26 @@ def test_revoking_a_name_ends_every_key_of_it(tmp_path: Path) -> None:
 
 def test_searches_and_embeddings_have_threads_of_their_own(served: Served) -> None:
     assert served.backend is not None
-    room = served.backend._room
-    taken = 0
-    while room.acquire(blocking=False):
-        taken += 1
-    try:
-        for path, body in (
-            ("/v1/search", {"query": "tide"}),
-            ("/v1/embeddings", {"input": "tide"}),
-        ):
-            told = served.http().post(path, json=body)
-            assert (told.status_code, told.json()["error"]["code"]) == (429, "queue_full")
-        assert served.http("operator").get("/v1/status").status_code == 200
-    finally:
-        for _ in range(taken):
-            room.release()
-    assert served.http().post("/v1/search", json={"query": "tide"}).status_code == 200
+    asked = {"/v1/search": {"query": "tide"}, "/v1/embeddings": {"input": "tide"}}
+    rooms = {
+        "/v1/search": served.backend.searches.room,
+        "/v1/embeddings": served.backend.embeddings.room,
+    }
+    for crowded, room in rooms.items():
+        taken = 0
+        while room.acquire(blocking=False):
+            taken += 1
+        try:
+            for path, body in asked.items():
+                told = served.http().post(path, json=body)
+                assert told.status_code == (429 if path == crowded else 200)
+                if path == crowded:
+                    assert told.json()["error"]["code"] == "queue_full"
+            assert served.http("operator").get("/v1/status").status_code == 200
+        finally:
+            for _ in range(taken):
+                room.release()
+        assert served.http().post(crowded, json=asked[crowded]).status_code == 200
     embedder = served.backend.reader.opened.models.embedder
     assert embedder.tokenizer is embedder.tokenizer  # not made for each text
 
