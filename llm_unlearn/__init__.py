@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from llm_unlearn.documents import Document, Message
     from llm_unlearn.errors import UnlearnError
     from llm_unlearn.workspace import Workspace
+
+# in a checkout `retrieval` and `eval` lie beside this folder, and Python started there finds it first
+if not Path(__path__[0], "retrieval").is_dir():
+    __path__.append(str(Path(__path__[0]).parent))
 
 __all__ = ["Config", "Document", "Message", "UnlearnError", "Workspace"]
 

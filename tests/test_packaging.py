@@ -93,3 +93,10 @@ def test_the_constraints_pin_this_environment() -> None:
             pins[name.lower().replace("_", "-")] = version
     for package in ("torch", "transformers", "peft", "numpy", "faiss-cpu", "sentence-transformers"):
         assert importlib.metadata.version(package).split("+")[0] == pins[package]
+
+
+def test_python_started_in_a_checkout_finds_everything() -> None:
+    """There `llm_unlearn` is found before the installed package, and its two folders lie beside it."""
+    code = "import llm_unlearn.eval.page, llm_unlearn.retrieval.store; from llm_unlearn import Workspace"
+    for command in (["-c", code], ["-m", "llm_unlearn.demo.muse", "--help"]):
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
