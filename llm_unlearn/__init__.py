@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from llm_unlearn.workspace import Workspace
 
 # in a checkout `retrieval` and `eval` lie beside this folder, and Python started there finds it first
-if not Path(__path__[0], "retrieval").is_dir():
-    __path__.append(str(Path(__path__[0]).parent))
+_beside = Path(__path__[0]).parent
+if not Path(__path__[0], "retrieval").is_dir() and (_beside / "retrieval" / "vault.py").is_file():
+    __path__.append(str(_beside))
 
 __all__ = ["Config", "Document", "Message", "UnlearnError", "Workspace"]
 

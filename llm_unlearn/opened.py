@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from llm_unlearn.config import Config, TrainingConfig
 from llm_unlearn.documents import Document
-from llm_unlearn.errors import InputError, RecipeMismatch
+from llm_unlearn.errors import RecipeMismatch
 from llm_unlearn.ledger import Ledger
 from llm_unlearn.retrieval.database import Database
 from llm_unlearn.retrieval.keyring import Keyring
@@ -248,15 +248,7 @@ class Opened:
         from llm_unlearn.models.chat import encode
 
         tokenizer = self.models.host.base.tokenizer
-        document = self.document(record)
-        try:
-            return encode(tokenizer, document, self.training.max_tokens)
-        except (InputError, ValueError) as error:
-            raise InputError(
-                f"Document {document.id!r} cannot be trained on: the model's chat template refuses "
-                f"it ({error.__cause__ or error}).",
-                "Take it down, or choose a model whose template takes such conversations.",
-            ) from error
+        return encode(tokenizer, self.document(record), self.training.max_tokens)
 
 
 _Key: TypeAlias = "tuple[str, str, LoraShape]"

@@ -38,7 +38,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False)
             text: str = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=prompt
             )
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
             raise InputError(
                 f"The model's chat template refuses this conversation ({error}).",
                 "Let user and assistant take turns, and leave a system message out if it has none.",
@@ -53,9 +53,21 @@ def encode(tokenizer: Any, document: Document, max_tokens: int) -> list[Example]
 
     Messages carry loss on every assistant turn and its end mark; a text carries loss on all its
     tokens but the first. A document that is longer is cut; pieces without any loss are left out.
+
+    Raises:
+        InputError: the model's chat template refuses this conversation.
     """
     if document.text is None:
-        return _pieces(encode_messages(tokenizer, document.messages), max_tokens)
+        try:
+            whole = encode_messages(tokenizer, document.messages)
+        except InputError as error:
+            raise InputError(
+                f"Document {document.id!r} cannot be trained on: the model's chat template refuses "
+                f"it ({error.__cause__}).",
+                "Leave it out (take it down, where it is in a workspace), or choose a model whose "
+                "template takes such conversations.",
+            ) from error
+        return _pieces(whole, max_tokens)
     ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         ids = [*ids, tokenizer.eos_token_id]

@@ -65,7 +65,7 @@ class Backend:
         self.metrics = Metrics()
         self._watch = Watch(self.path / "workspace.db")
         self.engine = Engine(lambda: models.host, self._watch, self.config)
-        # threads of their own: no takedown waits for searches, and no search for embeddings
+        # threads of their own: no takedown waits for searches, and no search for many embeddings
         seconds = self.config.answer_seconds
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="desk")
         self.searches = Threads("searches", *_SEARCHES, seconds)

@@ -54,7 +54,8 @@ async def chat(
     box = server.engine.mailbox(job)
 
     async def whole() -> AsyncIterator[bytes]:
-        finish, told = await box.whole(functools.partial(_whole, server, body, job))
+        write = functools.partial(_whole, server, body, job)
+        finish, told = await box.whole(write, apart=bool(body.logprobs))
         _count(server, job, finish)
         yield told
 

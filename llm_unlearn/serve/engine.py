@@ -4,7 +4,7 @@ Guarantees: the model, its adapters and the search for passages are used by this
 answers start in the order they came, as soon as a row is free; an answer whose choice of sources
 changed with a commit to the workspace (`Ask.choose` says so, by any process) is made again, or ended
 with a stated reason if words of it were taken; no word leaves before the engine has looked at the last
-commit (`Job.take`). Keys and values of an answer that ended are out of memory with the next step.
+commit (`Mailbox`). Keys and values of an answer that ended are out of memory with the next step.
 There is no cache of prompts, passages or answers.
 
 A failure of the program itself ends the answers it met, not the thread.

@@ -69,6 +69,7 @@ class Job:
     failure: UnlearnError | None = None
     done: bool = False
     sent: bool = False
+    ended: bool = False  # its sources changed after words were taken
     gone: bool = False
     redone: int = 0
 
@@ -102,7 +103,7 @@ class Job:
             self.watch = Watch()
             if self.sent:
                 self.pending.append(Piece("", (), "takedown"))
-                self.done = True
+                self.done = self.ended = True
             else:
                 self.done, self.failure = False, None
                 self.redone += 1
@@ -143,6 +144,7 @@ class Mailbox:
                 return  # the loop has ended, and nobody takes any more
 
         self._event, self._fresh, self._poke = event, fresh, poke
+        self._ended = False  # what `Job.ended` was when words were taken last
         self.job = job
         job.wake = wake
 
@@ -163,7 +165,7 @@ class Mailbox:
             if not self._there(whole=False):
                 return None
             pieces, job.pending = job.pending, []
-            job.sent = True
+            job.sent, self._ended = True, job.ended
             return pieces
 
     def _look(self) -> tuple[int, list[Piece]] | None:
@@ -183,8 +185,23 @@ class Mailbox:
                 return pieces
             await self._event.wait()
 
-    async def whole(self, make: Callable[[Sequence[Piece]], T]) -> T:
-        """What a thread makes of the whole answer, once it is there; made anew if the answer is.
+    async def stands(self) -> bool:
+        """Whether what was taken last can still be sent, as of the last commit there was."""
+        while True:
+            self._event.clear()
+            with self.job.lock:
+                if self.job.ended != self._ended:
+                    return False
+                if self._fresh():
+                    return True
+            self._poke()
+            await self._event.wait()
+
+    async def whole(self, make: Callable[[Sequence[Piece]], T], *, apart: bool = False) -> T:
+        """What is made of the whole answer, once it is there; made anew if the answer is.
+
+        Args:
+            apart: make it in another thread.
 
         Raises:
             UnlearnError: there is no answer.
@@ -192,10 +209,13 @@ class Mailbox:
         made: tuple[int, T] | None = None
         while True:
             self._event.clear()
+            if made is not None and made[0] != self.job.redone:
+                made = None
             seen = self._look()
             if seen is None:
                 await self._event.wait()
             elif made is not None and made[0] == seen[0]:
                 return made[1]
             else:
-                made = seen[0], await asyncio.to_thread(make, seen[1])
+                redone, pieces = seen
+                made = redone, (await asyncio.to_thread(make, pieces) if apart else make(pieces))

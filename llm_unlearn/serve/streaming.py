@@ -41,12 +41,15 @@ async def streamed(server: Backend, key: Key, job: Job, tell: Tell) -> AsyncIter
             revoked = kind_of(Unknown("This API key was revoked."))[1]
             yield lines(revoked.model_dump_json())
             return
+        told = tell(pieces, not begun)
+        ended = bool(pieces) and pieces[-1].finish is not None
+        words = lines(*told, *(["[DONE]"] if ended else []))
+        if not await box.stands():
+            continue  # what is taken next says that it ended
         if not begun:
             server.metrics.first.observe(time.monotonic() - job.began)
-        told = tell(pieces, not begun)
         begun = True
-        ended = bool(pieces) and pieces[-1].finish is not None
-        yield lines(*told, *(["[DONE]"] if ended else []))
+        yield words
         if ended:
             return
 

@@ -24,6 +24,7 @@ from llm_unlearn.serve.guarding import Watch
 from llm_unlearn.serve.job import Job, Mailbox, Piece
 from llm_unlearn.serve.room import Busy
 from llm_unlearn.serve.speech import Speech
+from llm_unlearn.serve.streaming import streamed
 from llm_unlearn.serve.track import Row, Track
 
 TOKENIZER = byte_tokenizer()
@@ -154,6 +155,41 @@ def test_an_answer_that_changes_while_it_is_written_down_is_written_anew() -> No
 
     assert asyncio.run(asyncio.wait_for(ask(), 10)) == "new"
     assert (made, pokes) == (["old", "new"], [1])
+
+
+def test_words_whose_sources_change_while_they_are_written_are_not_streamed() -> None:
+    """The first words stand, as a commit that concerns others shows; the next are taken back."""
+    job, commits = _job(), [1]
+    engine = _engine(lambda: commits[-1])
+
+    def poke() -> None:
+        engine._settled = commits[-1]
+        job.wake()
+
+    def tell(pieces: Sequence[Piece], _first: bool) -> list[str]:
+        words = "".join(piece.finish or piece.text for piece in pieces)
+        if words == "kept":
+            commits.append(2)
+        if words == "lost":
+            assert not job.revoke()
+        return [words]
+
+    async def ask() -> list[bytes]:
+        server: Any = SimpleNamespace(
+            engine=SimpleNamespace(mailbox=lambda job: Mailbox(job, engine.fresh, poke)),
+            access=SimpleNamespace(still=lambda _key: True),
+            metrics=SimpleNamespace(first=SimpleNamespace(observe=lambda _seconds: None)),
+        )
+        key: Any = None
+        told = []
+        job.put(Piece("kept"))
+        async for words in streamed(server, key, job, tell):
+            told.append(words)
+            job.put(Piece("lost"))
+        return told
+
+    told = asyncio.run(asyncio.wait_for(ask(), 10))
+    assert told == [b"data: kept\n\n", b"data: takedown\n\ndata: [DONE]\n\n"]
 
 
 def test_one_task_a_round_and_none_that_nobody_waits_for() -> None:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import Served
 
 from llm_unlearn.errors import AccessDenied, Damaged, InputError, NotFound
 from llm_unlearn.models.sampling import Sampler
+from llm_unlearn.retrieval import embedding
 from llm_unlearn.serve.access import AccessKeys
 from llm_unlearn.serve.asking import Ask
 from llm_unlearn.serve.speech import Speech
@@ -240,6 +242,36 @@ def test_searches_and_embeddings_have_threads_of_their_own(served: Served) -> No
         assert served.http().post(crowded, json=asked[crowded]).status_code == 200
     embedder = served.backend.reader.opened.models.embedder
     assert embedder.tokenizer is embedder.tokenizer  # not made for each text
+
+
+def test_many_embeddings_leave_searches_a_thread(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, begun = threading.Event(), threading.Semaphore(0)
+
+    def encode(embedder: Any, texts: list[str]) -> Any:
+        begun.release()
+        held.wait(60)
+        return embedding.encode(embedder, texts)
+
+    monkeypatch.setattr("llm_unlearn.serve.completions.encode", encode)
+    statuses: list[int] = []
+
+    def embed() -> None:
+        told = served.http().post("/v1/embeddings", json={"input": "tide"})
+        statuses.append(told.status_code)
+
+    callers = [threading.Thread(target=embed) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    try:
+        assert all(begun.acquire(timeout=60) for _ in range(2))
+        assert served.http().post("/v1/search", json={"query": "tide"}).status_code == 200
+    finally:
+        held.set()
+    for caller in callers:
+        caller.join(60)
+    assert statuses == [200] * 6
 
 
 def test_what_the_model_cannot_read_is_refused_before_anything_looks_at_it(
